@@ -1,0 +1,39 @@
+"""dilu compiles FP8-native mixture-of-experts checkpoints for hardware without FP8.
+
+The public API is loaded on first use (PEP 562), so that ``import dilu`` costs milliseconds and
+imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .compiler import compile as compile
+    from .errors import DiluError as DiluError
+    from .runtime.artifact import Artifact as Artifact
+    from .runtime.session import load as load
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Artifact": ".runtime.artifact",
+    "DiluError": ".errors",
+    "compile": ".compiler",
+    "load": ".runtime.session",
+}
+
+__all__ = ["Artifact", "DiluError", "__version__", "compile", "load"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_PUBLIC[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

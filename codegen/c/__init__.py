@@ -1,0 +1,1 @@
+"""The C target: emitter, instruction tables, micro-kernels, compiler driver."""

@@ -1,0 +1,1 @@
+"""Models in: capture, import and checkpoint references, up to a graph in the captured stage."""

@@ -1,0 +1,1 @@
+"""The graph IR: types, graphs, ops, text form, verifier and reference interpreter."""

@@ -1,0 +1,1 @@
+"""The ops, one family per file; each op is one declaration."""

@@ -1,0 +1,1 @@
+"""Graph-to-graph rewrites and the one list that orders them."""

@@ -1,0 +1,1 @@
+"""Artifacts out: the format, weight mapping, sessions and token generation."""

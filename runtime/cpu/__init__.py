@@ -1,0 +1,1 @@
+"""The CPU driver: memory, launch, synchronize."""
