@@ -1,0 +1,126 @@
+"""Every environment variable that dilu reads, typed; `os.environ` appears nowhere else.
+
+Invariant: a variable is read when its knob is asked for, never at import, and an empty variable is
+the same as one that is not set.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from .errors import DiluError
+
+T = TypeVar("T", covariant=True)
+
+
+@dataclass(frozen=True)
+class Knob(Generic[T]):
+    """One variable. `parse` maps its text, or "" where it is not set, to the value."""
+
+    name: str
+    type: str
+    default: str
+    doc: str
+    parse: Callable[[str], T]
+
+    def get(self) -> T:
+        """Read the variable now; raise DiluError naming it where its value makes no sense."""
+        text = os.environ.get(self.name, "").strip()
+        try:
+            return self.parse(text)
+        except ValueError as err:
+            raise DiluError(
+                f"{self.name}={text!r}: {err}",
+                hint=f"{self.name} takes: {self.type} (default: {self.default})",
+            ) from err
+
+
+def _bool(text: str) -> bool:
+    word = text.lower()
+    if word in ("", "0", "false", "no", "off"):
+        return False
+    if word in ("1", "true", "yes", "on"):
+        return True
+    raise ValueError("neither yes nor no")
+
+
+def _threads(text: str) -> int | None:
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError("not a whole number above zero")
+    return int(text)
+
+
+def _path(text: str) -> Path | None:
+    return Path(text).expanduser() if text else None
+
+
+def _cache(text: str) -> Path:
+    if text:
+        return Path(text).expanduser()
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG specification: a relative path is invalid and must be ignored.
+    return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "dilu"
+
+
+def _moments(text: str) -> tuple[str, ...]:
+    moments = tuple(part.strip() for part in text.split(",") if part.strip())
+    for moment in moments:
+        when, colon, pass_name = moment.partition(":")
+        if moment != "all" and not (when in ("before", "after") and colon and pass_name):
+            raise ValueError(f"{moment!r} is not a moment of the pipeline")
+    return moments
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(shlex.split(text))
+
+
+DEBUG = Knob("DILU_DEBUG", "0 or 1", "0", "Show Python tracebacks with errors.", _bool)
+PRINT = Knob(
+    "DILU_PRINT",
+    "all, or before:PASS and after:PASS, comma separated",
+    "nothing",
+    "Print the graph at these moments of the pipeline.",
+    _moments,
+)
+DUMP = Knob("DILU_DUMP", "a folder", "none", "Write the graph after every pass there.", _path)
+CACHE = Knob(
+    "DILU_CACHE",
+    "a folder",
+    "$XDG_CACHE_HOME/dilu, else ~/.cache/dilu",
+    "Where compiled kernels are kept.",
+    _cache,
+)
+THREADS = Knob("DILU_THREADS", "a number", "all cores", "Threads of the CPU runtime.", _threads)
+CC = Knob("DILU_CC", "a command", "the first compiler found", "The C compiler.", _words)
+CFLAGS = Knob("DILU_CFLAGS", "options", "none", "Options added for the C compiler.", _words)
+ALLOW_OVERCOMMIT = Knob(
+    "DILU_ALLOW_OVERCOMMIT",
+    "0 or 1",
+    "0",
+    "Load a model even if it needs more memory than is free.",
+    _bool,
+)
+
+KNOBS: tuple[Knob[object], ...] = (
+    DEBUG,
+    PRINT,
+    DUMP,
+    CACHE,
+    THREADS,
+    CC,
+    CFLAGS,
+    ALLOW_OVERCOMMIT,
+)
+
+
+def table() -> list[tuple[str, str, str, str]]:
+    """Return (name, type, default, what it does) of every knob, for help and documentation."""
+    return [(knob.name, knob.type, knob.default, knob.doc) for knob in KNOBS]
