@@ -1,1 +1,5 @@
-"""The ops, one family per file; each op is one declaration."""
+"""The ops, one family per file. Importing this package declares all of them."""
+
+from . import control, elementwise, index, language, matmul, quantize, reduce
+
+__all__ = ["control", "elementwise", "index", "language", "matmul", "quantize", "reduce"]

@@ -1,0 +1,120 @@
+"""The reference executor: every op by its own numpy reference, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..errors import DiluError
+from .dtypes import BF16, decode, round_to
+from .graph import Function, Graph, Value
+from .ops.control import Call, Kernel
+from .types import evaluate
+from .weights import Weight
+
+Arrays = tuple[np.ndarray, ...]
+
+
+def interpret(
+    function: Function,
+    inputs: Sequence[np.ndarray],
+    sizes: Mapping[str, int] | None = None,
+    *,
+    wide: bool = False,
+) -> Arrays:
+    """Run `function` on `inputs` (parameters, states, constants); return results, then updates.
+
+    Arrays hold values (`DType.value`), narrow floats included. Symbolic sizes are read off the
+    inputs' shapes unless `sizes` gives them. With `wide`, floats are held in f64 and never
+    rounded: the reference in higher precision.
+    """
+    known = dict(sizes or {}) or bind_sizes(function, inputs)
+    with np.errstate(all="ignore"):
+        return _Run(known, wide).function(function, tuple(inputs))
+
+
+def bind_sizes(function: Function, inputs: Sequence[np.ndarray]) -> dict[str, int]:
+    """Return the size of every symbol that stands alone as a dimension of an input."""
+    sizes: dict[str, int] = {}
+    for value, array in zip(function.inputs, inputs, strict=True):
+        for want, got in zip(value.type.shape, array.shape, strict=True):
+            if not isinstance(want, int) and want.is_Symbol:
+                known = sizes.setdefault(str(want), got)
+                if known != got:
+                    raise DiluError(f"{value}: size {want} is {got} here and {known} elsewhere")
+    return sizes
+
+
+class _Run:
+    def __init__(self, sizes: Mapping[str, int], wide: bool) -> None:
+        self.sizes = sizes
+        self.wide = wide
+
+    def function(self, function: Function, inputs: Arrays) -> Arrays:
+        values = {v.name: self.held(v, a) for v, a in zip(function.inputs, inputs, strict=True)}
+        last = {v.name: n for n in function.nodes for v in n.inputs}
+        keep = {v.name for v in function.outputs}
+        for node in function.nodes:
+            arguments = tuple(values[v.name] for v in node.inputs)
+            outputs = self.apply(node.op, arguments)
+            for value, array in zip(node.outputs, outputs, strict=True):
+                self.check(value, array)
+                values[value.name] = self.held(value, array)
+            for value in node.inputs:
+                if last[value.name] is node and value.name not in keep:
+                    values.pop(value.name, None)
+        return tuple(values[v.name] for v in function.outputs)
+
+    def apply(self, op: object, arguments: Arrays) -> Arrays:
+        if isinstance(op, Call):
+            return self.call(op, arguments)
+        if isinstance(op, Kernel):
+            return self.function(op.body, arguments)
+        out = op.sized(self.sizes).reference(*arguments)  # type: ignore[attr-defined]
+        return out if isinstance(out, tuple) else (out,)
+
+    def call(self, op: Call, arguments: Arrays) -> Arrays:
+        body = op.body
+        first, second = len(body.parameters), len(body.parameters) + len(body.states)
+        carried, rest = list(arguments[:first]), arguments[first:]
+        states = [np.array(a) for a in arguments[first:second]]
+        ranks = [v.type.rank for v in body.inputs[first:]]
+        for i in range(op.times):
+            parts = [a[i] if a.ndim > r else a for a, r in zip(rest, ranks, strict=True)]
+            parts[: len(states)] = [
+                s[i] if s.ndim > r else s for s, r in zip(states, ranks, strict=False)
+            ]
+            out = self.function(body, (*carried, *parts))
+            results, updates = out[: len(body.results)], out[len(body.results) :]
+            carried[: len(results)] = results
+            for s, (state, update) in enumerate(zip(states, updates, strict=True)):
+                if state.ndim > ranks[s]:
+                    state[i] = update
+                else:
+                    states[s] = update
+        return (*carried[: len(body.results)], *states)
+
+    def held(self, value: Value, array: np.ndarray) -> np.ndarray:
+        t = value.type.dtype
+        if self.wide and t.is_float:
+            return np.asarray(array, np.float64)
+        if t.is_float and array.dtype == t.value and (t.bits >= 32 and t != BF16):
+            return array
+        return round_to(t, array)
+
+    def check(self, value: Value, array: np.ndarray) -> None:
+        want = tuple(evaluate(d, self.sizes) for d in value.type.shape)
+        assert array.shape == want, f"{value}: reference made {array.shape}, type says {want}"
+
+
+def constant_values(graph: Graph, function: Function) -> Arrays:
+    """Return the values of a function's constants that the compiler holds (`Weight.data`)."""
+    return tuple(weight_values(graph.weights[c.name]) for c in function.constants)
+
+
+def weight_values(weight: Weight) -> np.ndarray:
+    """Return the values of a constant whose data the compiler holds."""
+    if weight.data is None:
+        raise DiluError("the constant's data is in files and was not loaded")
+    return decode(weight.dtype, weight.data)

@@ -1,0 +1,84 @@
+"""Reductions and selection along axes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..dtypes import I64
+from ..op import Op, expect, register
+from ..types import TensorType
+
+
+class Reduce(Op):
+    """Base: reduces over `axes` (ascending), keeping them with size 1 when `keepdims`."""
+
+    axes: tuple[int, ...]
+    keepdims: bool
+
+    def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        ok = self.axes == tuple(sorted(set(self.axes))) and all(0 <= a < x.rank for a in self.axes)
+        expect(ok, f"bad reduction axes {self.axes} for {x}")
+        kept = (
+            (1 if a in self.axes else d)
+            for a, d in enumerate(x.shape)
+            if self.keepdims or a not in self.axes
+        )
+        return (x.with_shape(kept),)
+
+
+@register("reduce_sum")
+class ReduceSum(Reduce):
+    axes: tuple[int, ...]
+    keepdims: bool = False
+
+    def reference(self, x):
+        return np.sum(x, axis=self.axes, keepdims=self.keepdims, dtype=x.dtype)
+
+
+@register("reduce_max")
+class ReduceMax(Reduce):
+    axes: tuple[int, ...]
+    keepdims: bool = False
+
+    def reference(self, x):
+        return np.max(x, axis=self.axes, keepdims=self.keepdims)
+
+
+@register("reduce_min")
+class ReduceMin(Reduce):
+    axes: tuple[int, ...]
+    keepdims: bool = False
+
+    def reference(self, x):
+        return np.min(x, axis=self.axes, keepdims=self.keepdims)
+
+
+@register("argmax")
+class ArgMax(Op):
+    """The index of the largest element along the last axis, the first among equals."""
+
+    def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        return (x.with_dtype(I64).with_shape(x.shape[:-1]),)
+
+    def reference(self, x):
+        return np.argmax(x, axis=-1)
+
+
+@register("topk")
+class TopK(Op):
+    """The `k` largest along the last axis, descending, and their indices.
+
+    Among equals the lower index comes first.
+    """
+
+    k: int
+
+    def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        size = x.shape[-1]
+        expect(not isinstance(size, int) or self.k <= size, f"topk of {self.k} from {x}")
+        out = x.with_shape((*x.shape[:-1], self.k))
+        return out, out.with_dtype(I64)
+
+    def reference(self, x):
+        indices = np.argsort(-x, axis=-1, kind="stable")[..., : self.k]
+        return np.take_along_axis(x, indices, axis=-1), indices

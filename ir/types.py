@@ -1,0 +1,158 @@
+"""Shapes with symbolic dimensions, and the type of a value.
+
+A dimension is an `int` or a sympy expression over positive integer symbols. Its text form uses
+`+ - * // % max min` and is what the manifest and the emitters carry; `parse_dim(print_dim(d)) == d`.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, reduce
+
+import sympy
+
+from ..errors import DiluError
+from .dtypes import DType
+
+Dim = int | sympy.Expr
+Shape = tuple[Dim, ...]
+
+
+@cache
+def symbol(name: str) -> sympy.Symbol:
+    """Return the symbolic dimension called `name` (a positive integer)."""
+    return sympy.Symbol(name, integer=True, positive=True)
+
+
+def dim(value: Dim) -> Dim:
+    """Return the canonical form of a dimension: an `int` where it is constant."""
+    if isinstance(value, int):
+        return value
+    value = sympy.expand(value)
+    return int(value) if value.is_Integer else value
+
+
+def shape_of(dims: Iterable[Dim]) -> Shape:
+    return tuple(dim(d) for d in dims)
+
+
+def numel(shape: Shape) -> Dim:
+    """Return the number of elements of a shape."""
+    return dim(reduce(operator.mul, shape, 1))
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """The element type and shape of a value."""
+
+    dtype: DType
+    shape: Shape
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(print_dim(d) for d in self.shape)}]"
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    def with_shape(self, shape: Iterable[Dim]) -> TensorType:
+        return TensorType(self.dtype, shape_of(shape))
+
+    def with_dtype(self, dtype: DType) -> TensorType:
+        return TensorType(dtype, self.shape)
+
+    @property
+    def nbytes(self) -> Dim:
+        return dim(numel(self.shape) * self.dtype.itemsize)
+
+
+def broadcast(*shapes: Shape) -> Shape:
+    """Return the common shape by numpy's rule; raise DiluError when there is none."""
+    rank = max((len(s) for s in shapes), default=0)
+    out: list[Dim] = []
+    for axis in range(rank):
+        sizes = {s[axis - rank + len(s)] for s in shapes if axis - rank + len(s) >= 0} - {1}
+        if len(sizes) > 1:
+            text = " and ".join(str(tuple(map(str, s))) for s in shapes)
+            raise DiluError(f"shapes {text} cannot be broadcast together")
+        out.append(sizes.pop() if sizes else 1)
+    return tuple(out)
+
+
+def evaluate(value: Dim, sizes: Mapping[str, int]) -> int:
+    """Return the number a dimension stands for, given the size of every symbol."""
+    if isinstance(value, int):
+        return value
+    return int(value.subs({symbol(n): s for n, s in sizes.items()}))
+
+
+def symbols(shape: Iterable[Dim]) -> list[str]:
+    """Return the names of the symbols in a shape, sorted."""
+    return sorted({str(s) for d in shape if not isinstance(d, int) for s in d.free_symbols})
+
+
+def print_dim(value: Dim) -> str:
+    """Return the canonical text of a dimension, such as `2*T + 1` or `T // 64`."""
+    return _text(sympy.sympify(value), 0)
+
+
+def _text(e: sympy.Expr, level: int) -> str:
+    """Print `e`; parenthesize when it binds weaker than `level` (0 sum, 1 product, 2 atom)."""
+    own, text = 2, ""
+    if e.is_Symbol or e.is_Integer:
+        text, own = str(e), 2 if e.is_Symbol or int(e) >= 0 else 1
+    elif e.is_Add:
+        text, own = " + ".join(_text(a, 1) for a in _ordered(e)), 0
+    elif e.is_Mul:
+        text, own = "*".join(_text(a, 2) for a in _ordered(e)), 1
+    elif e.is_Pow and e.exp.is_Integer and int(e.exp) > 0:
+        text, own = "*".join([_text(e.base, 2)] * int(e.exp)), 1
+    elif isinstance(e, sympy.floor):
+        top, bottom = e.args[0].as_numer_denom()
+        text, own = f"{_text(top, 2)} // {_text(bottom, 2)}", 1
+    elif isinstance(e, sympy.Mod):
+        text, own = f"{_text(e.args[0], 2)} % {_text(e.args[1], 2)}", 1
+    elif isinstance(e, (sympy.Max, sympy.Min)):
+        text = f"{type(e).__name__.lower()}({', '.join(_text(a, 0) for a in _ordered(e))})"
+    else:
+        raise DiluError(f"the size {e} cannot be expressed", hint="sizes use + - * // % max min")
+    return f"({text})" if own < level else text
+
+
+def _ordered(e: sympy.Expr) -> list[sympy.Expr]:
+    return sorted(e.args, key=lambda a: (a.is_Number if e.is_Add else not a.is_Number, str(a)))
+
+
+_BINARY = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: lambda a, b: sympy.floor(sympy.sympify(a) / b),
+    ast.Mod: lambda a, b: sympy.Mod(sympy.sympify(a), b),
+}
+
+
+def parse_dim(text: str) -> Dim:
+    """Return the dimension that `text` denotes; raise DiluError when it is not one."""
+    try:
+        return dim(_parsed(ast.parse(text, mode="eval").body))
+    except (SyntaxError, KeyError, TypeError, AttributeError):
+        raise DiluError(f"not a size: {text!r}") from None
+
+
+def _parsed(node: ast.expr) -> Dim:
+    if isinstance(node, ast.BinOp):
+        return _BINARY[type(node.op)](_parsed(node.left), _parsed(node.right))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_parsed(node.operand)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        function = {"max": sympy.Max, "min": sympy.Min}[node.func.id]
+        return function(*(_parsed(a) for a in node.args))
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    if isinstance(node, ast.Name):
+        return symbol(node.id)
+    raise TypeError(node)
