@@ -1,9 +1,8 @@
 """The tests' own checkpoints have the names and formats that transformers reads."""
 
+import pytest
 import torch
 from checkpoints import FAMILIES, make_checkpoint
-
-import pytest
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
