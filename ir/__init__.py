@@ -1,1 +1,3 @@
-"""The graph IR: types, graphs, ops, text form, verifier and reference interpreter."""
+"""The graph IR: types, ops, graphs, their text, verifier and reference interpreter."""
+
+from . import ops as ops  # declares every op, for whoever uses any part of the IR

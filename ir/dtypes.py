@@ -133,7 +133,9 @@ def decode_table(t: DType) -> np.ndarray:
         return values
     fraction = codes & ((1 << t.mantissa) - 1)
     exponent = (codes >> t.mantissa) & ((1 << t.exponent) - 1)
-    normal = np.ldexp((1 << t.mantissa) + fraction.astype(np.float64), exponent - t.bias - t.mantissa)
+    normal = np.ldexp(
+        (1 << t.mantissa) + fraction.astype(np.float64), exponent - t.bias - t.mantissa
+    )
     subnormal = np.ldexp(fraction.astype(np.float64), 1 - t.bias - t.mantissa)
     values = np.where(exponent == 0, subnormal, normal)
     top = (1 << t.exponent) - 1

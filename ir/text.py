@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 import sympy
 
 from ..errors import DiluError
-from . import ops as _ops  # noqa: F401  (declares the ops the parser looks up)
 from .dtypes import DTYPES, DType, dtype
 from .graph import Function, Graph, Node, Slot, Value
 from .op import OPS
@@ -131,7 +130,7 @@ class _Parser:
         while place < len(text):
             match = _TOKEN.match(text, place)
             if match is None:
-                self.fail(f"unexpected {text[place]!r}", place)
+                raise self.error(f"unexpected {text[place]!r}", place)
             if match.lastgroup:
                 self.tokens.append((match.lastgroup, match[match.lastgroup], place))
             place = match.end()
@@ -141,15 +140,15 @@ class _Parser:
     def done(self) -> bool:
         return self.tokens[self.at][0] == "end"
 
-    def fail(self, message: str, place: int | None = None) -> Any:
+    def error(self, message: str, place: int | None = None) -> DiluError:
         place = self.tokens[self.at][2] if place is None else place
         line = self.text.count("\n", 0, place) + 1
-        raise DiluError(f"graph text, line {line}: {message}")
+        return DiluError(f"graph text, line {line}: {message}")
 
     def next(self, kind: str, text: str | None = None) -> str:
         got_kind, got, _ = self.tokens[self.at]
         if got_kind != kind or (text is not None and got != text):
-            self.fail(f"expected {text or kind}, got {got!r}")
+            raise self.error(f"expected {text or kind}, got {got!r}")
         self.at += 1
         return got
 
@@ -224,7 +223,7 @@ class _Parser:
         while depth or not any(self.peek(s) for s in stops):
             depth += self.peek("(") - self.peek(")")
             if self.done:
-                self.fail("unfinished size")
+                raise self.error("unfinished size")
             self.at += 1
         begin, end = self.tokens[start][2], self.tokens[self.at][2]
         return parse_dim(self.text[begin:end].strip())
@@ -242,7 +241,7 @@ class _Parser:
         name = self.next("value")[1:]
         if name not in scope:
             self.at -= 1
-            self.fail(f"%{name} is not defined")
+            raise self.error(f"%{name} is not defined")
         return scope[name]
 
     def node(self, scope: dict[str, Value]) -> Node:
@@ -253,14 +252,14 @@ class _Parser:
         name = self.next("word")
         if name not in OPS:
             self.at -= 1
-            self.fail(f"unknown op {name!r}")
+            raise self.error(f"unknown op {name!r}")
         self.mark("(")
         inputs = self.separated(lambda: self.known(scope), ")")
         pairs = self.separated(self.pair, "}") if self.accept("{") else ()
         try:
             op = OPS[name](**dict(pairs))
         except TypeError as error:
-            self.fail(f"{name}: {error}")
+            raise self.error(f"{name}: {error}") from None
         scope.update({v.name: v for v in outputs})
         return Node(op, inputs, tuple(outputs))
 
@@ -288,4 +287,4 @@ class _Parser:
             if text in words:
                 return words[text]
         self.at -= 1
-        return self.fail(f"not an attribute value: {text!r}")
+        raise self.error(f"not an attribute value: {text!r}")

@@ -1,16 +1,18 @@
 """Shapes with symbolic dimensions, and the type of a value.
 
 A dimension is an `int` or a sympy expression over positive integer symbols. Its text form uses
-`+ - * // % max min` and is what the manifest and the emitters carry; `parse_dim(print_dim(d)) == d`.
+`+ - * // % max min` and is what the manifest and the emitters carry;
+`parse_dim(print_dim(d)) == d`.
 """
 
 from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import cache
+from typing import Any, cast
 
 import sympy
 
@@ -31,7 +33,7 @@ def dim(value: Dim) -> Dim:
     """Return the canonical form of a dimension: an `int` where it is constant."""
     if isinstance(value, int):
         return value
-    value = sympy.expand(value)
+    value = cast(sympy.Expr, sympy.expand(value))
     return int(value) if value.is_Integer else value
 
 
@@ -41,7 +43,10 @@ def shape_of(dims: Iterable[Dim]) -> Shape:
 
 def numel(shape: Shape) -> Dim:
     """Return the number of elements of a shape."""
-    return dim(reduce(operator.mul, shape, 1))
+    product: Dim = 1
+    for d in shape:
+        product = product * d
+    return dim(product)
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def print_dim(value: Dim) -> str:
     return _text(sympy.sympify(value), 0)
 
 
-def _text(e: sympy.Expr, level: int) -> str:
+def _text(e: Any, level: int) -> str:
     """Print `e`; parenthesize when it binds weaker than `level` (0 sum, 1 product, 2 atom)."""
     own, text = 2, ""
     if e.is_Symbol or e.is_Integer:
@@ -122,11 +127,11 @@ def _text(e: sympy.Expr, level: int) -> str:
     return f"({text})" if own < level else text
 
 
-def _ordered(e: sympy.Expr) -> list[sympy.Expr]:
+def _ordered(e: Any) -> list[Any]:
     return sorted(e.args, key=lambda a: (a.is_Number if e.is_Add else not a.is_Number, str(a)))
 
 
-_BINARY = {
+_BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,

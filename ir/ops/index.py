@@ -51,7 +51,7 @@ class BroadcastTo(Op):
         return (x.with_shape(self.shape),)
 
     def reference(self, x):
-        return np.broadcast_to(x, self.shape)
+        return np.broadcast_to(x, [int(d) for d in self.shape])
 
 
 @register("slice")
@@ -65,7 +65,7 @@ class Slice(Op):
 
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
         expect(0 <= self.axis < x.rank and self.step >= 1, f"bad slice axis or step for {x}")
-        size = dim((self.stop - self.start + self.step - 1))
+        size = dim(self.stop - self.start + self.step - 1)
         size = size // self.step if self.step > 1 else size
         return (x.with_shape((*x.shape[: self.axis], size, *x.shape[self.axis + 1 :])),)
 

@@ -38,10 +38,11 @@ class Attention(Op):
     """Causal attention of ragged tokens over a paged cache.
 
     `q[T,H,D]`, `keys[B,G,Hkv,D]`, `values[B,G,Hkv,Dv']`, `positions i64[T]`, `sequence i64[T]`
-    (index of a token's sequence), `pages i64[S,P]` (the pages of every sequence) → `[T,H,value_dim]`.
-    Token t sees the places 0…positions[t] of its sequence, or the last `window` of them. Each of
-    the Hkv key heads serves H/Hkv query heads. Only the first `value_dim` numbers of a value row
-    are used, so that latent attention can pass its one cache twice.
+    (index of a token's sequence), `pages i64[S,P]` (the pages of every sequence) →
+    `[T,H,value_dim]`. Token t sees the places 0…positions[t] of its sequence, or the last
+    `window` of them. Each of the Hkv key heads serves H/Hkv query heads. Only the first
+    `value_dim` numbers of a value row are used, so that latent attention can pass its one cache
+    twice.
     """
 
     scale: float
@@ -92,7 +93,8 @@ ACTIVATIONS = {
 
 @register("experts")
 class Experts(Op):
-    """Routed experts: `Σ_j weights[t,j] · down[e] · (act(gate[e]·x[t]) * (up[e]·x[t]))`, e = indices[t,j].
+    """Routed experts, with `e = indices[t,j]` and `·` a matrix-vector product:
+    `Σ_j weights[t,j] * (down[e] · (act(gate[e] · x[t]) * (up[e] · x[t])))`.
 
     `x[T,H]`, `indices i64[T,k]`, `weights[T,k]`, `gate_up[E,2,I,H]`, `down[E,H,I]` → `[T,H]`.
     """
