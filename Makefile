@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 ZIG := $(if $(shell command -v cc || command -v gcc || command -v clang),,,zig)
 PIP_INSTALL := set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check \
 	--progress-bar off -c constraints.txt
-SHOW_DOWNLOADS := { grep --line-buffered -E '^ *(Downloading|Building)' || true; }
+SHOW_DOWNLOADS := { grep --line-buffered '^ *Downloading' || true; }
 
 .PHONY: help demo test quick lint types format bench clean distclean
 .DEFAULT_GOAL := help
