@@ -1,0 +1,100 @@
+"""Write a random FP8 checkpoint of a Llama shape, in the file format of real ones.
+
+    python benchmarks/random_checkpoint.py build/llama-1b
+
+The default shape has 1.1 billion parameters (hidden 2048, 22 layers, ffn 5632, vocab 32000).
+Weights are normal with deviation 0.02, in e4m3 with 128×128 blocks of f32 scales; embedding,
+norms and the output head are bf16, as in published FP8 checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+BLOCK = 128
+DEVIATION = 0.02
+
+
+def quantized(rows: int, columns: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random codes f8e4m3[rows, columns] and their scales f32[rows/128, columns/128]."""
+    scales = torch.full((-(-rows // BLOCK), -(-columns // BLOCK)), DEVIATION / 100)
+    codes = torch.randn(rows, columns, generator=rng).mul_(100).clamp_(-448, 448)
+    return codes.to(torch.float8_e4m3fn), scales
+
+
+def write(
+    folder: Path,
+    *,
+    hidden: int = 2048,
+    layers: int = 22,
+    ffn: int = 5632,
+    vocab: int = 32000,
+    heads: int = 32,
+    kv_heads: int = 4,
+    seed: int = 0,
+) -> None:
+    """Write `config.json` and `model.safetensors` into `folder`."""
+    rng = torch.Generator().manual_seed(seed)
+    width = hidden // heads
+    linears = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (kv_heads * width, hidden),
+        "self_attn.v_proj": (kv_heads * width, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (ffn, hidden),
+        "mlp.up_proj": (ffn, hidden),
+        "mlp.down_proj": (hidden, ffn),
+    }
+    ones = torch.ones(hidden, dtype=torch.bfloat16)
+    tensors = {
+        "model.embed_tokens.weight": torch.randn(vocab, hidden, generator=rng).bfloat16(),
+        "lm_head.weight": (torch.randn(vocab, hidden, generator=rng) * DEVIATION).bfloat16(),
+        "model.norm.weight": ones.clone(),
+    }
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}."
+        for name, (rows, columns) in linears.items():
+            codes, scales = quantized(rows, columns, rng)
+            tensors[f"{prefix}{name}.weight"] = codes
+            tensors[f"{prefix}{name}.weight_scale_inv"] = scales
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}{norm}.weight"] = ones.clone()
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": width,
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "vocab_size": vocab,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "dtype": "bfloat16",
+        "quantization_config": {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [BLOCK, BLOCK],
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    write(parser.parse_args().folder)
