@@ -1,0 +1,121 @@
+"""Arrays at the boundary of a session: numpy, torch or anything with DLPack, in and out.
+
+Invariant: types without a numpy type of their own (bf16, f8) cross as raw bits of their width, and
+torch is only touched where the caller's own arrays are torch tensors.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from ..errors import DiluError
+
+#: The numpy type of an element's raw bits, for each element type of a manifest. The compiler's
+#: own table is `ir/dtypes.py`, which running an artifact does not load; a test compares them.
+STORAGE: dict[str, np.dtype[Any]] = {
+    "f64": np.dtype("<f8"),
+    "f32": np.dtype("<f4"),
+    "f16": np.dtype("<f2"),
+    "bf16": np.dtype("<u2"),
+    "f8e4m3": np.dtype("<u1"),
+    "f8e5m2": np.dtype("<u1"),
+    "f8e8m0": np.dtype("<u1"),
+    "f4e2m1": np.dtype("<u1"),
+    "i64": np.dtype("<i8"),
+    "i32": np.dtype("<i4"),
+    "i16": np.dtype("<i2"),
+    "i8": np.dtype("<i1"),
+    "u8": np.dtype("<u1"),
+    "u16": np.dtype("<u2"),
+    "u32": np.dtype("<u4"),
+    "bool": np.dtype(np.bool_),
+}
+
+#: Types that numpy does not have, by the names torch and ml_dtypes give them.
+_FOREIGN = {
+    "bfloat16": "bf16",
+    "float8_e4m3fn": "f8e4m3",
+    "float8_e5m2": "f8e5m2",
+    "float8_e8m0fnu": "f8e8m0",
+}
+_NAMES = {storage: name for name, storage in reversed(STORAGE.items())}
+
+
+def storage(dtype: str) -> np.dtype[Any]:
+    """Return the numpy type of the raw bits; raise DiluError for a type this version lacks."""
+    if dtype not in STORAGE:
+        raise DiluError(
+            f"the artifact uses the element type {dtype!r}, which this version of dilu lacks",
+            hint="update dilu, or compile the model again",
+        )
+    return STORAGE[dtype]
+
+
+def is_torch(value: object) -> bool:
+    """Return whether `value` is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def to_numpy(value: Any, dtype: str) -> tuple[np.ndarray, str]:
+    """Return a C-contiguous array of raw bits and the name of its element type.
+
+    Plain Python numbers and lists take the element type `dtype`; arrays keep theirs.
+    """
+    if is_torch(value):
+        return _from_torch(value)
+    if isinstance(value, (int, float, bool, list, tuple)):
+        if dtype in _FOREIGN.values():
+            raise DiluError(f"{dtype} values cannot be made from Python numbers; pass an array")
+        return np.ascontiguousarray(np.asarray(value, storage(dtype))), dtype
+    if not isinstance(value, (np.ndarray, np.generic)) and hasattr(value, "__dlpack__"):
+        value = _from_dlpack(value)
+    array = np.asarray(value)
+    name = _FOREIGN.get(array.dtype.name)
+    if name is not None:
+        return np.ascontiguousarray(array).view(STORAGE[name]), name
+    little = array.dtype.newbyteorder("<")
+    if little not in _NAMES:
+        raise DiluError(f"arrays of {array.dtype} are not supported")
+    name = dtype if STORAGE.get(dtype) == little else _NAMES[little]
+    return np.ascontiguousarray(array, little), name
+
+
+def from_numpy(array: np.ndarray, dtype: str, *, torch: bool) -> Any:
+    """Return a result as the caller expects it: raw bits in numpy, the real type in torch."""
+    if not torch:
+        return array
+    library = sys.modules["torch"]
+    tensor = library.from_numpy(array)
+    foreign = next((name for name, ours in _FOREIGN.items() if ours == dtype), None)
+    return tensor if foreign is None else tensor.view(getattr(library, foreign))
+
+
+def _from_torch(tensor: Any) -> tuple[np.ndarray, str]:
+    if tensor.device.type != "cpu":
+        raise DiluError(
+            f"a tensor on {tensor.device} was passed, but this session runs on the CPU",
+            hint="pass tensor.cpu()",
+        )
+    torch = sys.modules["torch"]
+    tensor = tensor.detach().contiguous()
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name in _FOREIGN:
+        bits = torch.uint16 if tensor.element_size() == 2 else torch.uint8
+        return tensor.view(bits).numpy(), _FOREIGN[name]
+    array = tensor.resolve_neg().resolve_conj().numpy()
+    if array.dtype not in _NAMES:
+        raise DiluError(f"tensors of {tensor.dtype} are not supported")
+    return array, _NAMES[array.dtype]
+
+
+def _from_dlpack(value: Any) -> np.ndarray:
+    try:
+        return np.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise DiluError(
+            f"an array of type {type(value).__name__} cannot be read: {error}"
+        ) from error

@@ -1,0 +1,140 @@
+"""The weights of a session: files mapped where they are, and a table of addresses per constant.
+
+Invariant: nothing is read, copied or converted; a file that is not the one that was compiled is
+refused; and so is a model that does not fit in memory, before any of it is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import knobs
+from ..errors import DiluError, Loc
+from . import machine
+from .arrays import storage
+from .artifact import Artifact
+from .fingerprint import fingerprint
+from .progress import Progress, silent
+
+_CHANGED = "compile the model again, or put the file back that it was compiled from"
+
+
+class Weights:
+    """Mapped weight files. `table(name)` is the array of addresses of a constant's pieces."""
+
+    def __init__(self, artifact: Artifact, *, progress: Progress = silent) -> None:
+        require_bound(artifact)
+        self._views: list[np.ndarray] = []
+        self._maps: list[mmap.mmap] = []
+        files = artifact.manifest["files"]
+        for index in range(len(files)):
+            progress("map weights", index, len(files))
+            self._views.append(self._mapped(artifact, index))
+        bases = np.array([view.ctypes.data for view in self._views], np.uint64)
+        sizes = np.array([view.nbytes for view in self._views], np.int64)
+        self._tables = {
+            name: _addresses(name, constant, bases, sizes)
+            for name, constant in artifact.manifest["constants"].items()
+        }
+
+    def table(self, name: str) -> np.ndarray:
+        """Return u64[pieces]: the addresses of a constant's pieces, row-major over its grid."""
+        return self._tables[name]
+
+    def close(self) -> None:
+        """Unmap the files; the tables must not be used afterwards."""
+        self._tables = {}
+        self._views = []
+        while self._maps:
+            with contextlib.suppress(BufferError):
+                self._maps.pop().close()
+
+    def _mapped(self, artifact: Artifact, index: int) -> np.ndarray:
+        entry = artifact.manifest["files"][index]
+        source = artifact.weight_file(index)
+        if isinstance(source, bytes):
+            return np.frombuffer(source, np.uint8)
+        check_file(source, entry)
+        with open(source, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._maps.append(mapped)
+        _advise(mapped)
+        return np.frombuffer(mapped, np.uint8)
+
+
+def require_bound(artifact: Artifact) -> None:
+    """Raise DiluError for an artifact that was compiled without weights."""
+    if not artifact.has_weights:
+        raise DiluError(
+            f"{artifact.name} was compiled from a configuration only: there are no weights to run",
+            hint="compile the checkpoint's directory instead",
+        )
+
+
+def check_file(path: Path, entry: dict[str, Any]) -> None:
+    """Raise DiluError unless the file at `path` is the one that was compiled."""
+    size = path.stat().st_size
+    if size != entry["size"]:
+        raise DiluError(
+            f"the weights changed since compiling: the file has {size} bytes, not {entry['size']}",
+            Loc(str(path)),
+            hint=_CHANGED,
+        )
+    if fingerprint(path) != entry["fingerprint"]:
+        raise DiluError("the weights changed since compiling", Loc(str(path)), hint=_CHANGED)
+
+
+def weight_bytes(artifact: Artifact) -> int:
+    """Return the bytes of all weights that the functions read, each piece counted once."""
+    from .bundle import places
+
+    constants = artifact.manifest["constants"].values()
+    return sum(size for _, _, size in {place for c in constants for place in places(c)})
+
+
+def require_memory(needed: dict[str, int]) -> None:
+    """Raise DiluError where the sum of `needed` (what for → bytes) is more than is free."""
+    free = machine.available_memory()
+    total = sum(needed.values())
+    if free is None or total <= free or knobs.ALLOW_OVERCOMMIT.get():
+        return
+    parts = ", ".join(f"{what} {megabytes(size)}" for what, size in needed.items() if size)
+    raise DiluError(
+        f"not enough memory: {megabytes(total)} needed ({parts}), {megabytes(free)} available",
+        hint="free some memory, ask for fewer tokens, or set DILU_ALLOW_OVERCOMMIT=1 to try anyway",
+    )
+
+
+def megabytes(size: int) -> str:
+    """Return a size for people."""
+    if size < 1 << 20:
+        return f"{size / 1e3:.1f} kB"
+    return f"{size / 1e6:.1f} MB" if size < 10**9 else f"{size / 1e9:.2f} GB"
+
+
+def _addresses(
+    name: str, constant: dict[str, Any], bases: np.ndarray, sizes: np.ndarray
+) -> np.ndarray:
+    file = np.asarray(constant["file"], np.int64)
+    offset = np.asarray(constant["offset"], np.int64)
+    grid, shape = constant["grid"], constant["shape"]
+    nbytes = prod(shape[grid:]) * storage(constant["dtype"]).itemsize
+    fits = len(file) == len(offset) == prod(shape[:grid])
+    fits = fits and bool(((file >= 0) & (file < len(bases))).all())
+    if not fits or bool(((offset < 0) | (offset + nbytes > sizes[file])).any()):
+        raise DiluError(f"the manifest places the constant {name} outside its files")
+    return np.ascontiguousarray(bases[file] + offset.astype(np.uint64))
+
+
+def _advise(mapped: mmap.mmap) -> None:
+    """Ask for read-ahead, and for huge pages where files can have them; either may be refused."""
+    for advice in ("MADV_WILLNEED", "MADV_HUGEPAGE"):
+        if hasattr(mmap, advice):
+            with contextlib.suppress(OSError):
+                mapped.madvise(getattr(mmap, advice))
