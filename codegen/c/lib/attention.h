@@ -114,8 +114,7 @@ DILU_INLINE int64_t dilu_integer(const void* base, int bytes, int64_t index) {
 /* Eight cache values in natural order. */
 DILU_INLINE v_f32 dilu_cache_lanes(int format, const char* p) {
   if (format == DILU_F32) return v_load(p);
-  if (format == DILU_BF16) return (v_f32)(v_load_u16(p) << 16);
-  return v_load_f16(p);
+  return format == DILU_BF16 ? v_load_bf16(p) : v_load_f16(p);
 }
 
 /* `width` floats from `count` cache values; the rest is zero. */
@@ -207,7 +206,7 @@ DILU_INLINE void dilu_values_tile(int count, const float* p, const float* v, int
                                   const float* decay, float* o, int64_t width) {
   v_f32 acc[DILU_QUERY_TILE][4];
   for (int r = 0; r < count; r++)
-    for (int j = 0; j < 4; j++) acc[r][j] = v_load(o + r * width + j * DILU_LANES) * v_set(decay[r]);
+    for (int j = 0; j < 4; j++) acc[r][j] = v_mul(v_load(o + r * width + j * DILU_LANES), v_set(decay[r]));
   for (int64_t i = begin; i < end; i++) {
     v_f32 weight[DILU_QUERY_TILE];
     for (int r = 0; r < count; r++) weight[r] = v_set(p[r * DILU_KEYS + i]);

@@ -10,7 +10,7 @@
  * Activations must therefore be below 2^63; products lose nothing above 2^-93 times the scale.
  *
  * The code for NaN or infinity is no such product. Kernels gather the largest magnitude byte per row
- * while they decode (dilu_flag), and do rows that hold a special code again with dilu_group_exact.
+ * while they decode (dilu_flag), and do rows that hold a special code again, number by number.
  *
  *   int64_t dilu_packed_length(K)                          floats of a packed row: K rounded up to 32
  *   void dilu_pack_row(format, x, K, packed)               x: K floats; packed: zero beyond K
@@ -54,23 +54,21 @@ typedef struct {
   v_f32 lane[4];
 } dilu_group;
 
+/* Sixteen-bit words hold two codes: the code in the high byte is moved so that the word is the number's
+ * bf16, then words are taken apart. */
 DILU_INLINE dilu_group dilu_group_bytes(const void* codes, int shift, uint16_t mask) {
-  v_i16 w = v_load_bits(codes);
-  v_i16 keep = (v_i16){0} + (int16_t)mask;
-  v_u32 high = (v_u32){0} + 0xFFFF0000u;
-  v_u32 odd = (v_u32)((w >> shift) & keep);
-  v_u32 even = (v_u32)(((v_i16)((v_u16)w << 8) >> shift) & keep);
-  return (dilu_group){{(v_f32)(even << 16), (v_f32)(odd << 16), (v_f32)(even & high), (v_f32)(odd & high)}};
+  v_bits w = v_bits_load(codes), keep = v_bits_set16(mask), high = v_bits_set32(0xFFFF0000u);
+  v_bits odd = v_and(v_sra16(w, shift), keep), even = v_and(v_sra16(v_shl16(w, 8), shift), keep);
+  return (dilu_group){{v_as_f32(v_shl32(even, 16)), v_as_f32(v_shl32(odd, 16)), v_as_f32(v_and(even, high)), v_as_f32(v_and(odd, high))}};
 }
 
 DILU_INLINE dilu_group dilu_group_words(const char* codes, int shift, uint32_t mask) {
   dilu_group group;
-  v_i32 keep = (v_i32){0} + (int32_t)mask;
+  v_bits keep = v_bits_set32(mask);
   for (int half = 0; half < 2; half++) {
-    v_i32 w = (v_i32)v_load_bits(codes + half * 32);
-    v_i32 even = (v_i32)((v_u32)w << 16);
-    group.lane[half * 2] = (v_f32)(shift ? (even >> shift) & keep : even);
-    group.lane[half * 2 + 1] = (v_f32)((w >> shift) & keep);
+    v_bits w = v_bits_load(codes + half * 32), even = v_shl32(w, 16);
+    group.lane[half * 2] = v_as_f32(shift ? v_and(v_sra32(even, shift), keep) : even);
+    group.lane[half * 2 + 1] = v_as_f32(v_and(shift ? v_sra32(w, shift) : w, keep));
   }
   return group;
 }
@@ -92,30 +90,24 @@ DILU_NOINLINE void dilu_group_exact_store(int format, const void* codes, float* 
   for (int i = 0; i < DILU_GROUP; i++) out[dilu_lane(format, i)] = dilu_load(format, codes, i) * half * half;
 }
 
-DILU_INLINE dilu_group dilu_group_exact(int format, const void* codes) {
-  float out[DILU_GROUP];
-  dilu_group_exact_store(format, codes, out);
-  return (dilu_group){{v_load(out), v_load(out + 8), v_load(out + 16), v_load(out + 24)}};
-}
-
 /* ---- special codes --------------------------------------------------------------------- */
 
 /* Whether in-place decoding misses special codes of this format. */
 DILU_INLINE int dilu_has_specials(int format) { return dilu_gap(format) != 0; }
 
-DILU_INLINE v_u8 dilu_flag(int format, const void* codes, v_u8 flag) {
-  v_i16 w = v_load_bits(codes);
-  if (format == DILU_F16) {
-    v_i16 keep = (v_i16){0} + (int16_t)0xFF00, sign = (v_i16){0} + (int16_t)0x8000;
-    flag = v_bytes_max(flag, (v_u8)((w & keep) | sign));
-    w = v_load_bits((const char*)codes + 32);
-    return v_bytes_max(flag, (v_u8)((w & keep) | sign));
+/* Adds a group to the flag of a row; f16 is looked at by its high bytes only. */
+DILU_INLINE v_bits dilu_flag(int format, const void* codes, v_bits flag) {
+  if (!dilu_has_specials(format)) return flag;
+  if (format != DILU_F16) return v_bytes_max(flag, v_or(v_bits_load(codes), v_bits_set8(0x80)));
+  for (int half = 0; half < 2; half++) {
+    v_bits high = v_and(v_bits_load((const char*)codes + half * 32), v_bits_set16(0xFF00));
+    flag = v_bytes_max(flag, v_or(high, v_bits_set16(0x8000)));
   }
-  return v_bytes_max(flag, (v_u8)w | ((v_u8){0} + (uint8_t)0x80));
+  return flag;
 }
 
-DILU_INLINE int dilu_flag_raised(int format, v_u8 flag) {
-  return v_bytes_any_ge(flag, format == DILU_F8E4M3 ? 0xFF : 0xFC);
+DILU_INLINE int dilu_flag_raised(int format, v_bits flag) {
+  return dilu_has_specials(format) && v_bytes_any_ge(flag, format == DILU_F8E4M3 ? 0xFF : 0xFC);
 }
 
 /* ---- packing --------------------------------------------------------------------------- */

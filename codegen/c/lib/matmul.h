@@ -144,20 +144,19 @@ DILU_INLINE const float* dilu_row_x(const dilu_rows* rows, int64_t i) {
 }
 
 /* Adds one group of a weight row, times `count` activation rows, to acc. */
-DILU_INLINE v_u8 dilu_group_dot(int format, int exact, int count, const char* codes, const float* const* x, int64_t k,
-                                v_f32* acc, v_u8 flag) {
-  dilu_group w = exact ? dilu_group_exact(format, codes) : dilu_group_decode(format, codes);
+DILU_INLINE v_bits dilu_group_dot(int format, int count, const char* codes, const float* const* x, int64_t k, v_f32* acc, v_bits flag) {
+  dilu_group w = dilu_group_decode(format, codes);
   for (int j = 0; j < 4; j++)
     for (int m = 0; m < count; m++) acc[m] = v_fma(w.lane[j], v_load(x[m] + k + j * DILU_LANES), acc[m]);
-  return exact || !dilu_has_specials(format) ? flag : dilu_flag(format, codes, flag);
+  return dilu_flag(format, codes, flag);
 }
 
 /* sums[m] = lanes of weight row . x[m] for `count` activation rows; returns the flag of special codes. */
-DILU_INLINE v_u8 dilu_row_dot(dilu_weight_type type, int exact, int count, dilu_matrix_row row, const float* const* x,
-                              int64_t K, v_f32* sums) {
+DILU_INLINE v_bits dilu_row_dot(dilu_weight_type type, int count, dilu_matrix_row row, const float* const* x, int64_t K,
+                              v_f32* sums) {
   const int64_t chunk = dilu_chunk(type, K), size = dilu_size(type.format);
   const float remainder = dilu_remainder(type.format);
-  v_u8 flag = {0};
+  v_bits flag = v_bits_zero();
   v_f32 acc[DILU_DIRECT_ROWS];
   int64_t k = 0;
   for (int m = 0; m < count; m++) sums[m] = v_zero();
@@ -166,7 +165,7 @@ DILU_INLINE v_u8 dilu_row_dot(dilu_weight_type type, int exact, int count, dilu_
     for (int64_t byte = 0; byte < chunk * size; byte += DILU_LINE) __builtin_prefetch(row.codes + k * size + 3072 + byte);
     for (int g = 0; g < 4; g++)
       if (g * DILU_GROUP < chunk)
-        flag = dilu_group_dot(type.format, exact, count, row.codes + (k + g * DILU_GROUP) * size, x, k + g * DILU_GROUP, acc, flag);
+        flag = dilu_group_dot(type.format, count, row.codes + (k + g * DILU_GROUP) * size, x, k + g * DILU_GROUP, acc, flag);
     v_f32 scale = v_set(dilu_scale(type, row.scales, k) * remainder);
     for (int m = 0; m < count; m++) sums[m] = v_fma(acc[m], scale, sums[m]);
   }
@@ -177,10 +176,21 @@ DILU_INLINE v_u8 dilu_row_dot(dilu_weight_type type, int exact, int count, dilu_
     char buffer[DILU_GROUP * 4];
     const char* codes = row.codes + k * size;
     if (K - k < DILU_GROUP) codes = dilu_tail(type.format, codes, K - k, buffer);
-    flag = dilu_group_dot(type.format, exact, count, codes, x, k, acc, flag);
+    flag = dilu_group_dot(type.format, count, codes, x, k, acc, flag);
   }
   for (int m = 0; m < count; m++) sums[m] = v_fma(acc[m], scale, sums[m]);
   return flag;
+}
+
+/* The result of a weight row that holds NaN or infinity, number by number. It is NaN or infinite, and
+ * which of them does not depend on the order of the sum. */
+DILU_NOINLINE float dilu_special_result(dilu_weight_type type, dilu_matrix_row row, const float* x, int64_t K) {
+  float sum = 0.0f;
+  for (int64_t k = 0; k < K; k++) {
+    int64_t lane = k / DILU_GROUP * DILU_GROUP + dilu_lane(type.format, (int)(k % DILU_GROUP));
+    sum += dilu_load(type.format, row.codes, k) * dilu_scale(type, row.scales, k) * (x[lane] / dilu_prescale(type.format));
+  }
+  return sum;
 }
 
 /* results[m*stride + n-n0] for weight rows n0..n1 and `count` activation rows. */
@@ -189,10 +199,10 @@ DILU_INLINE void dilu_direct_columns(dilu_weight_type type, int count, const dil
   for (int64_t n = n0; n < n1; n++) {
     v_f32 sums[DILU_DIRECT_ROWS];
     dilu_matrix_row row = dilu_row(type, w, row0 + n);
-    v_u8 flag = dilu_row_dot(type, 0, count, row, x, K, sums);
-    if (dilu_has_specials(type.format) && __builtin_expect(dilu_flag_raised(type.format, flag), 0))
-      dilu_row_dot(type, 1, count, row, x, K, sums);
+    int special = dilu_flag_raised(type.format, dilu_row_dot(type, count, row, x, K, sums));
     for (int m = 0; m < count; m++) results[m * stride + n - n0] = v_hsum(sums[m]);
+    if (__builtin_expect(special, 0))
+      for (int m = 0; m < count; m++) results[m * stride + n - n0] = dilu_special_result(type, row, x[m], K);
   }
 }
 
@@ -217,7 +227,7 @@ DILU_INLINE void dilu_panel_row(dilu_weight_type type, dilu_matrix_row row, int6
   const int64_t size = dilu_size(type.format), chunk = dilu_chunk(type, K);
   const int elementwise = dilu_scales_elementwise(type, K);
   const float remainder = elementwise ? 1.0f / dilu_prescale(type.format) : dilu_remainder(type.format);
-  v_u8 flag = {0};
+  v_bits flag = v_bits_zero();
   for (int64_t k = k0; k < k1; k += chunk) *scales++ = elementwise ? remainder : dilu_scale(type, row.scales, k) * remainder;
   if (elementwise) {
     for (int64_t k = k0; k < dilu_packed_length(k1); k++) {
@@ -232,9 +242,9 @@ DILU_INLINE void dilu_panel_row(dilu_weight_type type, dilu_matrix_row row, int6
     if (k1 - k < DILU_GROUP) codes = dilu_tail(type.format, codes, k1 - k, buffer);
     dilu_group group = dilu_group_decode(type.format, codes);
     for (int j = 0; j < 4; j++) v_store(panel + k - k0 + j * DILU_LANES, group.lane[j]);
-    if (dilu_has_specials(type.format)) flag = dilu_flag(type.format, codes, flag);
+    flag = dilu_flag(type.format, codes, flag);
   }
-  if (!dilu_has_specials(type.format) || !dilu_flag_raised(type.format, flag)) return;
+  if (!dilu_flag_raised(type.format, flag)) return;
   for (int64_t k = k0; k < k1; k += DILU_GROUP) {
     char buffer[DILU_GROUP * 4];
     const char* codes = row.codes + k * size;
@@ -362,6 +372,7 @@ DILU_INLINE int dilu_parts_next(dilu_part* p) {
 /* Computes space->results[i][(m - p->m) * p->stride + n - p->n] for the weights i. */
 DILU_INLINE void dilu_part_compute(dilu_weight_type type, int weights, const dilu_matrix* w, int64_t row0, int64_t K,
                                    const dilu_rows* rows, const dilu_part* p, dilu_matmul_space* space) {
+#pragma GCC unroll 1 /* one copy of the kernels, not one per weight */
   for (int i = 0; i < weights; i++) {
     if (p->direct)
       dilu_direct(type, &w[i], row0, p->n, p->n_end, K, rows, p->m, p->m_end, space->results[i], p->stride);
@@ -442,8 +453,7 @@ DILU_INLINE void dilu_kn_panel(dilu_weight_type type, const dilu_matrix* w, int6
     if (count < DILU_GROUP) codes = dilu_tail(type.format, codes, count, buffer);
     dilu_group group = dilu_group_decode(type.format, codes);
     for (int j = 0; j < 4; j++) v_store(out + j * DILU_LANES, group.lane[j]);
-    if (!dilu_has_specials(type.format)) continue;
-    if (__builtin_expect(dilu_flag_raised(type.format, dilu_flag(type.format, codes, (v_u8){0})), 0))
+    if (__builtin_expect(dilu_flag_raised(type.format, dilu_flag(type.format, codes, v_bits_zero())), 0))
       dilu_group_exact_store(type.format, codes, out);
   }
   const char* scales = dilu_row(type, w, k0).scales;
