@@ -25,7 +25,7 @@ _REGIONS = frozenset({"kernel", "call", "reshape"})
 SPECS: dict[str, Stage] = {
     "captured": Stage(gone=_CODES | {"kernel"}),
     "normalized": Stage(gone=_CODES | {"kernel"}),
-    "legalized": Stage(gone=frozenset({"kernel"}), narrow_floats=False),
+    "legalized": Stage(narrow_floats=False),  # kernels too: fusion makes them one by one
     "fused": Stage(only=_REGIONS, narrow_floats=False),
     "planned": Stage(only=_REGIONS, narrow_floats=False, planned=True),
 }

@@ -193,6 +193,7 @@ class _Parser:
         arena: list[Slot] = []
         while self.accept("arena"):
             size = self.size(":")
+            self.mark(":")
             arena.append(Slot(size, tuple(v.name for v in self.names(scope))))
         self.mark("}")
         return Function(

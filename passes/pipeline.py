@@ -1,0 +1,109 @@
+"""THE list of passes, by the stage they complete, and how a user adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+from ..errors import DiluError
+from ..ir.dtypes import DType
+from ..ir.graph import Graph
+from .absorb_mla import absorb_mla
+from .eliminate_common import eliminate_common
+from .eliminate_dead import eliminate_dead
+from .expand_powers import expand_powers
+from .fold_constants import fold_constants
+from .fuse_experts import fuse_experts
+from .fuse_loops import fuse_loops
+from .fuse_matmul import fuse_matmul
+from .fuse_rest import fuse_rest
+from .fuse_updates import fuse_updates
+from .legalize_float8 import legalize_float8
+from .manager import Pass, PassRecord, pass_name, run_passes
+from .plan_memory import plan_memory
+from .simplify_identities import simplify_identities
+
+#: A pass to add at the end of `normalized`, or (place, pass) with a place such as
+#: `after:fold_constants`, `before:fuse_loops` or `replace:fuse_loops` (None to leave it out).
+ExtraPass = Pass | tuple[str, Pass | None]
+
+
+class PassTarget(Protocol):
+    """What passes may ask of a target: the narrow float types it computes with."""
+
+    @property
+    def native(self) -> frozenset[DType]: ...
+
+
+def pipeline(target: PassTarget) -> dict[str, list[Pass]]:
+    """Return the passes in order of running, under the stage that they complete."""
+    return {
+        "normalized": [
+            expand_powers,
+            simplify_identities,
+            fold_constants,
+            eliminate_common,
+            eliminate_dead,
+            absorb_mla,
+            simplify_identities,
+            eliminate_common,
+            eliminate_dead,
+        ],
+        "legalized": [
+            partial(legalize_float8, native=target.native),
+            eliminate_common,
+        ],
+        "fused": [
+            fuse_experts,
+            fuse_matmul,
+            fuse_updates,
+            fuse_loops,
+            fuse_rest,
+        ],
+        "planned": [
+            plan_memory,
+        ],
+    }
+
+
+def compile_graph(
+    graph: Graph,
+    target: PassTarget,
+    *,
+    passes: Sequence[ExtraPass] | None = None,
+    on_pass: Callable[[str], None] | None = None,
+) -> tuple[Graph, list[PassRecord]]:
+    """Run the pipeline on a captured graph; return the planned graph and what every pass did.
+
+    `passes` are added to the list (see `ExtraPass`), `on_pass` hears the name of each before it
+    runs. Raises DiluError naming the pass that went wrong.
+    """
+    return run_passes(graph, with_extra(pipeline(target), passes or ()), on_pass=on_pass)
+
+
+def with_extra(stages: dict[str, list[Pass]], extra: Sequence[ExtraPass]) -> dict[str, list[Pass]]:
+    """Return `stages` with a user's passes put in; raise DiluError for a place there is not."""
+    stages = {stage: list(passes) for stage, passes in stages.items()}
+    for item in extra:
+        if not isinstance(item, tuple):
+            stages["normalized"].append(item)
+            continue
+        place, added = item
+        when, _, name = place.rpartition(":")
+        found = [
+            (passes, i)
+            for passes in stages.values()
+            for i, p in enumerate(passes)
+            if pass_name(p) == name
+        ]
+        if when not in ("", "before", "after", "replace") or not found:
+            raise DiluError(
+                f"there is no place {place!r} for a pass",
+                hint="use before:, after: or replace: with one of "
+                + ", ".join(dict.fromkeys(pass_name(p) for ps in stages.values() for p in ps)),
+            )
+        passes, at = found[0] if when == "before" else found[-1]
+        start = at if when in ("before", "replace") else at + 1
+        passes[start : at + 1 if when == "replace" else start] = [] if added is None else [added]
+    return stages
