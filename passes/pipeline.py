@@ -10,6 +10,7 @@ from ..errors import DiluError
 from ..ir.dtypes import DType
 from ..ir.graph import Graph
 from .absorb_mla import absorb_mla
+from .absorb_mla import absorb_mla
 from .eliminate_common import eliminate_common
 from .eliminate_dead import eliminate_dead
 from .expand_powers import expand_powers
@@ -40,6 +41,7 @@ def pipeline(target: PassTarget) -> dict[str, list[Pass]]:
     """Return the passes in order of running, under the stage that they complete."""
     return {
         "normalized": [
+            absorb_mla,
             expand_powers,
             simplify_identities,
             fold_constants,
