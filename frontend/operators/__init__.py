@@ -1,0 +1,19 @@
+"""Lowerings of torch operators to dilu's ops, one family per file, and the table of all of them."""
+
+from . import activations, elementwise, index, language, matmul, normalize, reduce, views
+from .context import TABLE, Context, Symbols, dtype_of
+
+__all__ = [
+    "TABLE",
+    "Context",
+    "Symbols",
+    "activations",
+    "dtype_of",
+    "elementwise",
+    "index",
+    "language",
+    "matmul",
+    "normalize",
+    "reduce",
+    "views",
+]

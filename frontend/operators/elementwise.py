@@ -1,0 +1,310 @@
+"""Arithmetic, comparisons, type conversion and selection."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ...ir.dtypes import BOOL, DType
+from ...ir.graph import Value
+from ...ir.op import Op
+from ...ir.ops import elementwise as ew
+from .context import TABLE, Context, Lowering, dtype_of, lowers
+
+UNARY: dict[str, type[Op]] = {
+    "neg": ew.Neg, "abs": ew.Abs, "exp": ew.Exp, "log": ew.Log, "sqrt": ew.Sqrt,
+    "rsqrt": ew.Rsqrt, "sin": ew.Sin, "cos": ew.Cos, "tanh": ew.Tanh, "erf": ew.Erf,
+    "sigmoid": ew.Sigmoid, "floor": ew.Floor,
+}  # fmt: skip
+BINARY: dict[str, type[Op]] = {
+    "mul.Tensor": ew.Mul, "mul.Scalar": ew.Mul, "maximum": ew.Maximum, "minimum": ew.Minimum,
+    "remainder.Tensor": ew.Mod, "remainder.Scalar": ew.Mod,
+    "pow.Tensor_Tensor": ew.Pow, "pow.Scalar": ew.Pow,
+}  # fmt: skip
+COMPARE: dict[str, type[Op]] = {
+    "eq": ew.Eq, "ne": ew.Ne, "lt": ew.Lt, "le": ew.Le, "gt": ew.Gt, "ge": ew.Ge,
+}  # fmt: skip
+LOGICAL: dict[str, type[Op]] = {"and": ew.LogicalAnd, "or": ew.LogicalOr, "xor": ew.Ne}
+
+
+def _unary(op: Op) -> Lowering:
+    return lambda c, x: c.emit(op, c.cast(x, c.dtype))
+
+
+def _binary(op: Op) -> Lowering:
+    return lambda c, a, b: c.apply(op, a, b, dtype=c.dtype)
+
+
+def _compare(op: Op) -> Lowering:
+    return lambda c, a, b: c.apply(op, a, b, dtype=c.promoted)
+
+
+def _logical(op: Op) -> Lowering:
+    return lambda c, a, b: c.emit(op, truth(c, a), truth(c, b))
+
+
+def truth(c: Context, x: Any) -> Value:
+    """Return where `x` is not zero."""
+    if not isinstance(x, Value):
+        return c.operand(bool(x), BOOL)
+    return x if x.type.dtype == BOOL else c.apply(ew.Ne(), x, 0)
+
+
+for _name, _op in UNARY.items():
+    TABLE[f"aten.{_name}.default"] = _unary(_op())
+for _name, _op in BINARY.items():
+    _overload = "" if "." in _name else ".default"
+    TABLE[f"aten.{_name}{_overload}"] = _binary(_op())
+for _name, _op in COMPARE.items():
+    TABLE[f"aten.{_name}.Tensor"] = TABLE[f"aten.{_name}.Scalar"] = _compare(_op())
+for _name, _op in LOGICAL.items():
+    TABLE[f"aten.logical_{_name}.default"] = _logical(_op())
+
+
+@lowers(
+    *(f"aten.bitwise_{n}.{o}" for n in ("and", "or", "xor") for o in ("Tensor", "Scalar")),
+    *(f"aten.__{n}__.{o}" for n in ("and", "or", "xor") for o in ("Tensor", "Scalar")),
+)
+def bitwise(c: Context, a: Any, b: Any) -> Value:
+    if c.dtype != BOOL:
+        raise c.unsupported("bit arithmetic on integers")
+    name = next(n for n in LOGICAL if n in c.operator)
+    return c.emit(LOGICAL[name](), truth(c, a), truth(c, b))
+
+
+@lowers("aten.logical_not.default", "aten.bitwise_not.default")
+def logical_not(c: Context, x: Value) -> Value:
+    if c.dtype != BOOL:
+        raise c.unsupported("bit arithmetic on integers")
+    return c.emit(ew.LogicalNot(), truth(c, x))
+
+
+@lowers("aten.add.Tensor", "aten.add.Scalar")
+def add(c: Context, a: Any, b: Any, alpha: Any = 1) -> Value:
+    if c.dtype == BOOL:
+        return c.emit(ew.LogicalOr(), truth(c, a), truth(c, b))
+    return c.apply(ew.Add(), a, scaled(c, b, alpha), dtype=c.dtype)
+
+
+@lowers("aten.sub.Tensor", "aten.sub.Scalar")
+def sub(c: Context, a: Any, b: Any, alpha: Any = 1) -> Value:
+    return c.apply(ew.Sub(), a, scaled(c, b, alpha), dtype=c.dtype)
+
+
+@lowers("aten.rsub.Tensor", "aten.rsub.Scalar")
+def rsub(c: Context, a: Any, b: Any, alpha: Any = 1) -> Value:
+    return c.apply(ew.Sub(), b, scaled(c, a, alpha), dtype=c.dtype)
+
+
+def scaled(c: Context, x: Any, alpha: Any) -> Any:
+    """Return `alpha * x`."""
+    return x if alpha == 1 else c.apply(ew.Mul(), c.operand(x, c.dtype), alpha)
+
+
+@lowers("aten.div.Tensor", "aten.div.Scalar", "aten.true_divide.Tensor")
+def div(c: Context, a: Any, b: Any) -> Value:
+    return c.apply(ew.Div(), a, b, dtype=c.dtype)
+
+
+@lowers("aten.div.Tensor_mode", "aten.div.Scalar_mode")
+def div_mode(c: Context, a: Any, b: Any, rounding_mode: str | None = None) -> Value:
+    if rounding_mode is None:
+        return div(c, a, b)
+    if rounding_mode == "floor":
+        return floor_divide(c, a, b)
+    if not c.dtype.is_float:
+        raise c.unsupported("integer division towards zero")
+    return c.result(truncated(c, c.apply(ew.Div(), a, b, dtype=c.dtype)))
+
+
+@lowers("aten.floor_divide.default", "aten.floor_divide.Scalar")
+def floor_divide(c: Context, a: Any, b: Any) -> Value:
+    quotient = c.apply(ew.Div(), a, b, dtype=c.dtype)  # floors by itself for integers
+    return c.emit(ew.Floor(), quotient) if c.dtype.is_float else quotient
+
+
+@lowers("aten.trunc.default")
+def trunc(c: Context, x: Value) -> Value:
+    return truncated(c, x)
+
+
+def truncated(c: Context, x: Value) -> Value:
+    """Return `x` rounded towards zero."""
+    negative = c.apply(ew.Lt(), x, 0)
+    return c.emit(ew.Where(), negative, ceil(c, x), c.emit(ew.Floor(), x))
+
+
+@lowers("aten.ceil.default")
+def ceil(c: Context, x: Value) -> Value:
+    return c.emit(ew.Neg(), c.emit(ew.Floor(), c.emit(ew.Neg(), x)))
+
+
+@lowers("aten.reciprocal.default")
+def reciprocal(c: Context, x: Value) -> Value:
+    return c.apply(ew.Div(), 1.0, x, dtype=c.dtype)
+
+
+@lowers("aten.square.default")
+def square(c: Context, x: Value) -> Value:
+    return c.emit(ew.Mul(), x, x)
+
+
+@lowers("aten.pow.Tensor_Scalar")
+def pow_scalar(c: Context, x: Value, exponent: Any) -> Value:
+    x = c.cast(x, c.dtype)
+    if exponent == 1:
+        return x
+    if exponent == 2:
+        return c.emit(ew.Mul(), x, x)
+    if exponent == 3:
+        return c.emit(ew.Mul(), c.emit(ew.Mul(), x, x), x)
+    if exponent == 0.5:
+        return c.emit(ew.Sqrt(), x)
+    if exponent == -0.5:
+        return c.emit(ew.Rsqrt(), x)
+    if exponent == -1:
+        return c.apply(ew.Div(), 1.0, x, dtype=c.dtype)
+    return c.apply(ew.Pow(), x, exponent, dtype=c.dtype)
+
+
+@lowers("aten.exp2.default")
+def exp2(c: Context, x: Value) -> Value:
+    return c.result(c.emit(ew.Exp(), c.apply(ew.Mul(), c.wide(x), math.log(2))))
+
+
+@lowers("aten.log2.default", "aten.log10.default")
+def log_base(c: Context, x: Value) -> Value:
+    base = 2 if "log2" in c.operator else 10
+    return c.result(c.apply(ew.Div(), c.emit(ew.Log(), c.wide(x)), math.log(base)))
+
+
+@lowers("aten.log1p.default")
+def log1p(c: Context, x: Value) -> Value:
+    return c.result(log_one_plus(c, c.wide(x)))
+
+
+def log_one_plus(c: Context, x: Value) -> Value:
+    """Return log(1 + x), accurate for small x.
+
+    Source: W. Kahan's log1p: `log(u) · x / (u - 1)` with u = 1 + x, and x itself where u = 1
+    (log(u) where u = x, which holds for infinity too).
+    """
+    u = c.apply(ew.Add(), x, 1.0)
+    log = c.emit(ew.Log(), u)
+    ratio = c.emit(ew.Div(), x, c.apply(ew.Sub(), u, 1.0))
+    large = c.emit(ew.Where(), c.emit(ew.Eq(), u, x), log, c.emit(ew.Mul(), log, ratio))
+    return c.emit(ew.Where(), c.apply(ew.Eq(), u, 1.0), x, large)
+
+
+@lowers("aten.expm1.default")
+def expm1(c: Context, x: Value) -> Value:
+    return c.result(exp_minus_one(c, c.wide(x)))
+
+
+def exp_minus_one(c: Context, x: Value) -> Value:
+    """Return exp(x) - 1, accurate for small x: `tanh(x / 2) · (exp(x) + 1)`."""
+    half = c.emit(ew.Tanh(), c.apply(ew.Mul(), x, 0.5))
+    exp = c.emit(ew.Exp(), x)
+    near = c.emit(ew.Mul(), half, c.apply(ew.Add(), exp, 1.0))
+    small = c.apply(ew.Lt(), c.emit(ew.Abs(), x), 1.0)
+    return c.emit(ew.Where(), small, near, c.apply(ew.Sub(), exp, 1.0))
+
+
+@lowers("aten.sign.default", "aten.sgn.default")
+def sign(c: Context, x: Value) -> Value:
+    above = c.cast(c.apply(ew.Gt(), x, 0), c.dtype)
+    below = c.cast(c.apply(ew.Lt(), x, 0), c.dtype)
+    return c.emit(ew.Sub(), above, below)
+
+
+@lowers("aten.isnan.default")
+def isnan(c: Context, x: Value) -> Value:
+    return c.emit(ew.Ne(), x, x)
+
+
+@lowers("aten.isinf.default")
+def isinf(c: Context, x: Value) -> Value:
+    return c.apply(ew.Eq(), c.emit(ew.Abs(), x), float("inf"))
+
+
+@lowers("aten.clamp.default", "aten.clamp.Tensor", "aten.clamp_min.default",
+        "aten.clamp_min.Tensor")  # fmt: skip
+def clamp(c: Context, x: Value, min: Any = None, max: Any = None) -> Value:
+    x = c.cast(x, c.dtype)
+    if min is not None:
+        x = c.apply(ew.Maximum(), x, min, dtype=c.dtype)
+    return x if max is None else c.apply(ew.Minimum(), x, max, dtype=c.dtype)
+
+
+@lowers("aten.clamp_max.default", "aten.clamp_max.Tensor")
+def clamp_max(c: Context, x: Value, max: Any) -> Value:
+    return c.apply(ew.Minimum(), x, max, dtype=c.dtype)
+
+
+@lowers("aten.lerp.Scalar", "aten.lerp.Tensor")
+def lerp(c: Context, a: Value, b: Value, weight: Any) -> Value:
+    step = c.apply(ew.Mul(), c.emit(ew.Sub(), b, a), weight)
+    return c.emit(ew.Add(), a, step)
+
+
+@lowers("aten.addcmul.default", "aten.addcdiv.default")
+def addcmul(c: Context, x: Value, a: Value, b: Value, value: Any = 1) -> Value:
+    op = ew.Mul() if "addcmul" in c.operator else ew.Div()
+    return c.apply(ew.Add(), x, scaled(c, c.apply(op, a, b, dtype=c.dtype), value), dtype=c.dtype)
+
+
+@lowers("aten.where.self", "aten.where.ScalarSelf", "aten.where.ScalarOther", "aten.where.Scalar")
+def where(c: Context, condition: Value, a: Any, b: Any) -> Value:
+    return c.emit(ew.Where(), truth(c, condition), c.operand(a, c.dtype), c.operand(b, c.dtype))
+
+
+@lowers("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
+def masked_fill(c: Context, x: Value, mask: Value, value: Any) -> Value:
+    return c.emit(ew.Where(), mask, c.operand(value, c.dtype), x)
+
+
+@lowers("aten._to_copy.default", "aten.to.dtype", "aten.to.device", "aten.to.dtype_layout",
+        "aten.type_as.default", "aten.to.other")  # fmt: skip
+def convert(c: Context, x: Value, *_: Any, **__: Any) -> Value:
+    return converted(c, x, c.dtype)
+
+
+def converted(c: Context, x: Value, dtype: DType) -> Value:
+    """Return `x` in another element type as torch converts: a bool is whether it is not zero."""
+    return truth(c, x) if dtype == BOOL else c.cast(x, dtype)
+
+
+@lowers("prims.convert_element_type.default")
+def convert_element_type(c: Context, x: Value, dtype: Any) -> Value:
+    return converted(c, x, dtype_of(dtype))
+
+
+@lowers("aten.clone.default", "aten.contiguous.default", "aten.alias.default",
+        "aten.detach.default", "aten.detach_.default", "aten.lift_fresh_copy.default",
+        "aten.lift_fresh.default", "aten.positive.default")  # fmt: skip
+def identity(_: Context, x: Value, *__: Any, **___: Any) -> Value:
+    return x
+
+
+@lowers("aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default")
+def dropout(c: Context, x: Value, p: float, train: bool) -> Value:
+    if train and p:
+        raise c.unsupported("dropout while training (call model.eval() first)")
+    return x
+
+
+@lowers("aten.native_dropout.default")
+def native_dropout(c: Context, x: Value, p: float, train: bool | None) -> tuple[Value, Value]:
+    mask = c.types[1]
+    return dropout(c, x, p, bool(train)), c.fill(True, mask)
+
+
+@lowers("aten.copy.default")
+def copy(c: Context, _: Value, source: Any, *__: Any) -> Value:
+    return c.broadcast(c.operand(source, c.dtype), c.type.shape)
+
+
+@lowers("aten.bernoulli.p", "aten.rand.default", "aten.randn.default", "aten.rand_like.default",
+        "aten.randn_like.default", "aten.randint.default")  # fmt: skip
+def random(c: Context, *_: Any, **__: Any) -> Value:
+    raise c.unsupported("a random number inside of a model")

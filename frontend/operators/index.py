@@ -1,0 +1,124 @@
+"""Gathers: embedding, indexing by tensors, and scattering of a constant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...ir.dtypes import BOOL, F32, I64
+from ...ir.graph import Value
+from ...ir.ops import elementwise as ew
+from ...ir.ops.index import Iota, Take, TakeAlong
+from ...ir.ops.reduce import ReduceMax
+from ...ir.types import Dim, broadcast, numel
+from .context import Context, lowers
+
+
+@lowers("aten.embedding.default")
+def embedding(c: Context, table: Value, indices: Value, *_: Any) -> Value:
+    node = c.producer(table)
+    if node is not None and isinstance(node.op, ew.Cast):  # convert the rows, not the table
+        return c.cast(c.emit(Take(), node.inputs[0], indices), c.dtype)
+    return c.cast(c.emit(Take(), table, indices), c.dtype)
+
+
+def take_axis(c: Context, x: Value, axis: int, indices: Value) -> Value:
+    """Return `x` with `axis` replaced by the axes of `indices`."""
+    rank, more = x.type.rank, indices.type.rank
+    front = c.transpose(x, [axis, *(a for a in range(rank) if a != axis)])
+    out = c.emit(Take(), front, indices)
+    order = [*range(more, more + axis), *range(more), *range(more + axis, rank - 1 + more)]
+    return c.transpose(out, order)
+
+
+@lowers("aten.index_select.default")
+def index_select(c: Context, x: Value, axis: int, indices: Value) -> Value:
+    return c.reshape(take_axis(c, x, c.axis(axis, x.type.rank), indices), c.type.shape)
+
+
+def wrapped(c: Context, indices: Value, size: Dim) -> Value:
+    """Return indices with the negative ones counted from the end."""
+    indices = c.cast(indices, I64)
+    if c.trust_indices:
+        return indices
+    low = c.apply(ew.Lt(), indices, 0)
+    return c.emit(ew.Where(), low, c.emit(ew.Add(), indices, c.size(size, I64)), indices)
+
+
+@lowers("aten.index.Tensor")
+def index(c: Context, x: Value, indices: Sequence[Value | None]) -> Value:
+    """Indexing by tensors on neighbouring axes, which become one axis of combined indices."""
+    used = [(a, i) for a, i in enumerate(indices) if i is not None]
+    if any(i.type.dtype == BOOL for _, i in used):
+        raise c.unsupported("indexing by a mask, whose result's size depends on data")
+    first = used[0][0]
+    if [a for a, _ in used] != list(range(first, first + len(used))):
+        raise c.unsupported("indexing by tensors on axes that are not neighbours")
+    shape = broadcast(*(i.type.shape for _, i in used))
+    sizes = x.type.shape[first : first + len(used)]
+    flat: Value | None = None
+    for (_, i), size in zip(used, sizes, strict=True):
+        i = wrapped(c, i, size)
+        if flat is not None:
+            i = c.emit(ew.Add(), c.emit(ew.Mul(), flat, c.size(size, I64)), i)
+        flat = i
+    assert flat is not None
+    after = x.type.shape[first + len(used) :]
+    x = c.reshape(x, (*x.type.shape[:first], numel(sizes), *after))
+    return take_axis(c, x, first, c.broadcast(flat, shape))
+
+
+@lowers("aten.gather.default")
+def gather(c: Context, x: Value, axis: int, indices: Value, **_: Any) -> Value:
+    if x.type.rank == 0:
+        return c.broadcast(x, c.type.shape)
+    axis = c.axis(axis, x.type.rank)
+    for a, size in enumerate(indices.type.shape):
+        if a != axis:
+            x = c.slice(x, a, 0, size)
+    return c.swap(c.emit(TakeAlong(), c.swap(x, axis, -1), c.swap(indices, axis, -1)), axis, -1)
+
+
+@lowers("aten.take_along_dim.default")
+def take_along_dim(c: Context, x: Value, indices: Value, axis: int | None = None) -> Value:
+    if axis is None:
+        raise c.unsupported("taking along all axes at once")
+    axis = c.axis(axis, x.type.rank)
+    lead = [1 if a == axis else d for a, d in enumerate(x.type.shape)]
+    other = [1 if a == axis else d for a, d in enumerate(indices.type.shape)]
+    both = broadcast(tuple(lead), tuple(other))
+    x = c.broadcast(x, [x.type.shape[a] if a == axis else d for a, d in enumerate(both)])
+    spread = [indices.type.shape[a] if a == axis else d for a, d in enumerate(both)]
+    return gather(c, x, axis, c.broadcast(indices, spread))
+
+
+@lowers("aten.scatter.value")
+def scatter_value(c: Context, x: Value, axis: int, indices: Value, value: Any, **_: Any) -> Value:
+    """A constant is put where any of the indices along `axis` points."""
+    rank = x.type.rank
+    axis = c.axis(axis, rank)
+    for a in range(rank):
+        if a != axis and indices.type.shape[a] != x.type.shape[a]:
+            raise c.unsupported("scattering to a part of the rows")
+    x, indices = c.swap(x, axis, -1), c.swap(indices, axis, -1)
+    places = c.emit(Iota(x.type.shape[-1]))
+    each = c.reshape(indices, (*indices.type.shape, 1))
+    hits = c.cast(c.emit(ew.Eq(), each, places), F32)
+    hit = c.apply(ew.Ne(), c.emit(ReduceMax((rank - 1,)), hits), 0.0)
+    return c.swap(c.emit(ew.Where(), hit, c.operand(value, c.dtype), x), axis, -1)
+
+
+@lowers("aten.one_hot.default")
+def one_hot(c: Context, x: Value, _: int = -1) -> Value:
+    classes = c.type.shape[-1]
+    each = c.reshape(x, (*x.type.shape, 1))
+    return c.cast(c.emit(ew.Eq(), each, c.emit(Iota(classes, x.type.dtype))), c.dtype)
+
+
+@lowers("aten.flip.default")
+def flip(c: Context, x: Value, axes: Sequence[int]) -> Value:
+    for axis in c.axes(axes, x.type.rank):
+        size = x.type.shape[axis]
+        last = c.operand(size - 1, I64)
+        x = take_axis(c, x, axis, c.emit(ew.Sub(), last, c.emit(Iota(size))))
+    return x

@@ -1,0 +1,114 @@
+"""Matrix products, linear layers and attention, computed in f32 whatever the element type."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ...ir.dtypes import BOOL
+from ...ir.graph import Value
+from ...ir.ops import elementwise as ew
+from ...ir.ops.index import Iota, Transpose
+from ...ir.ops.matmul import MatMul
+from .context import Context, lowers
+from .normalize import softmax_of
+
+
+def product(c: Context, a: Value, b: Value) -> Value:
+    """Return the matrix product in f32; a transposed `b` is read as it lies."""
+    if not c.dtype.is_float:
+        raise c.unsupported("a matrix product of integers")
+    node = c.producer(b)
+    if node is not None and isinstance(node.op, Transpose):
+        rank = b.type.rank
+        if node.op.permutation == (*range(rank - 2), rank - 1, rank - 2):
+            return c.emit(MatMul(transpose_b=True), c.wide(a), c.wide(node.inputs[0]))
+    return c.emit(MatMul(), c.wide(a), c.wide(b))
+
+
+@lowers("aten.linear.default")
+def linear(c: Context, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    row = x.type.rank == 1
+    x = c.reshape(x, (1, *x.type.shape)) if row else x
+    column = weight.type.rank == 1
+    weight = c.reshape(weight, (1, *weight.type.shape)) if column else weight
+    y = c.emit(MatMul(transpose_b=True), c.wide(x), c.wide(weight))
+    y = c.reshape(y, c.type.shape) if row or column else y
+    return c.result(y if bias is None else c.emit(ew.Add(), y, c.wide(bias)))
+
+
+@lowers("aten.mm.default", "aten.bmm.default")
+def mm(c: Context, a: Value, b: Value) -> Value:
+    return c.result(product(c, a, b))
+
+
+@lowers("aten.matmul.default", "aten.mv.default", "aten.dot.default")
+def matmul(c: Context, a: Value, b: Value) -> Value:
+    a = c.reshape(a, (1, *a.type.shape)) if a.type.rank == 1 else a
+    b = c.reshape(b, (*b.type.shape, 1)) if b.type.rank == 1 else b
+    return c.result(c.reshape(product(c, a, b), c.type.shape))
+
+
+@lowers("aten.addmm.default", "aten.baddbmm.default", "aten.addmv.default", "aten.addbmm.default")
+def addmm(c: Context, bias: Value, a: Value, b: Value, beta: Any = 1, alpha: Any = 1) -> Value:
+    if "addbmm" in c.operator:
+        raise c.unsupported("a sum over a batch of products")
+    b = c.reshape(b, (*b.type.shape, 1)) if b.type.rank == 1 else b
+    y = product(c, a, b)
+    y = c.reshape(y, c.type.shape)
+    y = y if alpha == 1 else c.apply(ew.Mul(), y, alpha)
+    if beta == 0:
+        return c.result(y)
+    bias = c.wide(bias)
+    return c.result(c.emit(ew.Add(), y, bias if beta == 1 else c.apply(ew.Mul(), bias, beta)))
+
+
+@lowers("aten.outer.default", "aten.ger.default")
+def outer(c: Context, a: Value, b: Value) -> Value:
+    return c.apply(ew.Mul(), c.reshape(a, (*a.type.shape, 1)), b, dtype=c.dtype)
+
+
+@lowers("aten.scaled_dot_product_attention.default")
+def attention(
+    c: Context,
+    q: Value,
+    k: Value,
+    v: Value,
+    mask: Value | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Value:
+    """`softmax(q · kᵀ · scale + mask) · v`; with grouped heads, several q heads share one of k."""
+    if dropout:
+        raise c.unsupported("dropout while training (call model.eval() first)")
+    lead, (length, width) = q.type.shape[:-2], q.type.shape[-2:]
+    places = k.type.shape[-2]
+    grouped = enable_gqa and lead[-1] != k.type.shape[-3]
+    if grouped:
+        heads, shared = int(lead[-1]), int(k.type.shape[-3])
+        split = (*lead[:-1], shared, heads // shared)
+        q = c.reshape(q, (*split, length, width))
+        k, v = (c.reshape(t, (*t.type.shape[:-2], 1, *t.type.shape[-2:])) for t in (k, v))
+        mask = grouped_mask(c, mask, split)
+    scores = c.emit(MatMul(transpose_b=True), c.wide(q), c.wide(k))
+    factor = 1 / math.sqrt(int(width)) if scale is None else scale
+    scores = c.apply(ew.Mul(), scores, factor)
+    if is_causal:
+        row = c.reshape(c.emit(Iota(length)), (length, 1))
+        mask = c.emit(ew.Le(), c.emit(Iota(places)), row)
+    if mask is not None and mask.type.dtype == BOOL:
+        scores = c.emit(ew.Where(), mask, scores, c.operand(-math.inf, scores.type.dtype))
+    elif mask is not None:
+        scores = c.emit(ew.Add(), scores, c.cast(mask, scores.type.dtype))
+    y = c.emit(MatMul(), softmax_of(c, scores, -1), c.wide(v))
+    return c.result(c.reshape(y, c.type.shape))
+
+
+def grouped_mask(c: Context, mask: Value | None, split: tuple[Any, ...]) -> Value | None:
+    """Return a mask with its axis of heads split as the queries' is."""
+    if mask is None or mask.type.rank < 3:
+        return mask
+    heads = (1, 1) if mask.type.shape[-3] == 1 else split[-2:]
+    return c.reshape(mask, (*mask.type.shape[:-3], *heads, *mask.type.shape[-2:]))

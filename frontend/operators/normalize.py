@@ -1,0 +1,150 @@
+"""Softmax and the normalizations, computed in f32 whatever the element type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...ir.dtypes import F32
+from ...ir.graph import Value
+from ...ir.ops import elementwise as ew
+from ...ir.ops.reduce import ReduceMax, ReduceSum
+from ...ir.types import Dim, numel
+from .context import Context, lowers
+from .reduce import average
+
+_EPSILON = 1.1920928955078125e-07  # f32's, what rms_norm adds when nothing is said
+
+
+@lowers("aten.softmax.int", "aten._softmax.default", "aten._safe_softmax.default")
+def softmax(c: Context, x: Value, axis: int, *_: Any, **__: Any) -> Value:
+    return c.result(softmax_of(c, c.wide(x), axis))
+
+
+def softmax_of(c: Context, x: Value, axis: int) -> Value:
+    """Return `exp(x - max) / Σ exp(x - max)` along `axis`."""
+    axis = c.axis(axis, x.type.rank)
+    exp = c.emit(ew.Exp(), c.emit(ew.Sub(), x, c.emit(ReduceMax((axis,), True), x)))
+    return c.emit(ew.Div(), exp, c.emit(ReduceSum((axis,), True), exp))
+
+
+@lowers("aten.log_softmax.int", "aten._log_softmax.default")
+def log_softmax(c: Context, x: Value, axis: int, *_: Any, **__: Any) -> Value:
+    x = c.wide(x)
+    axis = c.axis(axis, x.type.rank)
+    shifted = c.emit(ew.Sub(), x, c.emit(ReduceMax((axis,), True), x))
+    total = c.emit(ReduceSum((axis,), True), c.emit(ew.Exp(), shifted))
+    return c.result(c.emit(ew.Sub(), shifted, c.emit(ew.Log(), total)))
+
+
+def affine(c: Context, x: Value, weight: Value | None, bias: Value | None) -> Value:
+    """Return `x * weight + bias` in f32, either being optional."""
+    x = x if weight is None else c.emit(ew.Mul(), x, c.wide(weight))
+    return x if bias is None else c.emit(ew.Add(), x, c.wide(bias))
+
+
+def standardized(
+    c: Context, x: Value, axes: Sequence[int], epsilon: float
+) -> tuple[Value, Value, Value]:
+    """Return `(x - mean) / sqrt(var + epsilon)` over axes, the mean and the factor."""
+    mean = average(c, x, axes, True)
+    centred = c.emit(ew.Sub(), x, mean)
+    var = average(c, c.emit(ew.Mul(), centred, centred), axes, True)
+    factor = c.emit(ew.Rsqrt(), c.apply(ew.Add(), var, epsilon))
+    return c.emit(ew.Mul(), centred, factor), mean, factor
+
+
+@lowers("aten.layer_norm.default", "aten.native_layer_norm.default")
+def layer_norm(
+    c: Context,
+    x: Value,
+    shape: Sequence[Dim],
+    weight: Value | None = None,
+    bias: Value | None = None,
+    epsilon: float = 1e-5,
+    *_: Any,
+) -> Any:
+    axes = [x.type.rank - 1 - a for a in range(len(shape))]
+    y, mean, factor = standardized(c, c.wide(x), axes, epsilon)
+    value = c.result(affine(c, y, weight, bias))
+    return (value, mean, factor) if "native" in c.operator else value
+
+
+@lowers("aten.rms_norm.default", "aten._fused_rms_norm.default")
+def rms_norm(
+    c: Context,
+    x: Value,
+    shape: Sequence[Dim],
+    weight: Value | None = None,
+    epsilon: float | None = None,
+) -> Any:
+    wide = c.wide(x)
+    axes = [x.type.rank - 1 - a for a in range(len(shape))]
+    square = average(c, c.emit(ew.Mul(), wide, wide), axes, True)
+    epsilon = _EPSILON if epsilon is None else epsilon
+    factor = c.emit(ew.Rsqrt(), c.apply(ew.Add(), square, epsilon))
+    value = c.result(affine(c, c.emit(ew.Mul(), wide, factor), weight, None))
+    return (value, factor) if "fused" in c.operator else value
+
+
+@lowers("aten.group_norm.default")
+def group_norm(
+    c: Context,
+    x: Value,
+    groups: int,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    epsilon: float = 1e-5,
+    *_: Any,
+) -> Value:
+    batch, channels, *rest = x.type.shape
+    inner = numel((channels // groups, *rest))
+    grouped = c.reshape(c.wide(x), (batch, groups, inner))
+    y = c.reshape(standardized(c, grouped, [2], epsilon)[0], x.type.shape)
+    return c.result(affine(c, y, per_channel(c, x, weight), per_channel(c, x, bias)))
+
+
+@lowers("aten.native_group_norm.default")
+def native_group_norm(
+    c: Context,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    _n: Dim,
+    _c: Dim,
+    _hw: Dim,
+    groups: int,
+    epsilon: float,
+) -> tuple[Value, ...]:
+    return group_norm(c, x, groups, weight, bias, epsilon), *(c.fill(0, t) for t in c.types[1:])
+
+
+def per_channel(c: Context, x: Value, value: Value | None) -> Value | None:
+    """Return `value[C]` as it broadcasts over `x[N, C, …]`."""
+    if value is None:
+        return None
+    return c.reshape(value, (*value.type.shape, *(1 for _ in x.type.shape[2:])))
+
+
+@lowers("aten.batch_norm.default", "aten._native_batch_norm_legit_no_training.default")
+def batch_norm(
+    c: Context,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    mean: Value,
+    var: Value,
+    *rest: Any,
+) -> Any:
+    native = "native" in c.operator
+    training, epsilon = (False, rest[1]) if native else (rest[0], rest[2])
+    if training:
+        raise c.unsupported("batch statistics while training (call model.eval() first)")
+    mean, var = (c.wide(per_channel(c, x, v) or v) for v in (mean, var))
+    factor = c.emit(ew.Rsqrt(), c.apply(ew.Add(), var, epsilon))
+    y = c.emit(ew.Mul(), c.emit(ew.Sub(), c.wide(x), mean), factor)
+    value = c.result(affine(c, y, per_channel(c, x, weight), per_channel(c, x, bias)))
+    return (value, *(c.fill(0, t) for t in c.types[1:])) if native else value
+
+
+__all__ = ["F32", "softmax_of"]

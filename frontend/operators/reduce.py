@@ -1,0 +1,195 @@
+"""Reductions, scans and selection along axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...ir.dtypes import BOOL, F32, DType, promote
+from ...ir.graph import Value
+from ...ir.op import Op
+from ...ir.ops import elementwise as ew
+from ...ir.ops.index import Iota
+from ...ir.ops.reduce import ArgMax, ReduceMax, ReduceMin, ReduceSum, TopK
+from ...ir.types import Dim, numel
+from .context import Context, lowers
+from .elementwise import truth
+
+Axes = int | Sequence[int] | None
+
+
+def reduced(c: Context, op: type[Op], x: Value, axes: Axes, keep: bool) -> Value:
+    """Reduce over axes, of which none and an empty list mean all."""
+    over = c.axes(axes, x.type.rank)
+    return c.emit(op(over, keep), x) if over else x  # type: ignore[call-arg]
+
+
+def count(c: Context, x: Value, axes: Axes) -> Dim:
+    """Return the number of elements that are reduced to one."""
+    return numel(tuple(x.type.shape[a] for a in c.axes(axes, x.type.rank)))
+
+
+def accumulator(c: Context, dtype: DType) -> DType:
+    """Return the type that a sum to `dtype` is held in."""
+    return promote(dtype, F32) if dtype.is_float else dtype
+
+
+@lowers("aten.sum.default", "aten.sum.dim_IntList")
+def sum_(c: Context, x: Value, axes: Axes = None, keep: bool = False, **_: Any) -> Value:
+    return c.result(reduced(c, ReduceSum, c.cast(x, accumulator(c, c.dtype)), axes, keep))
+
+
+@lowers("aten.mean.default", "aten.mean.dim")
+def mean(c: Context, x: Value, axes: Axes = None, keep: bool = False, **_: Any) -> Value:
+    return c.result(average(c, c.cast(x, accumulator(c, c.dtype)), axes, keep))
+
+
+def average(c: Context, x: Value, axes: Axes, keep: bool) -> Value:
+    """Return the mean over axes, in the element type of `x`."""
+    total = reduced(c, ReduceSum, x, axes, keep)
+    return c.apply(ew.Div(), total, c.size(count(c, x, axes), x.type.dtype))
+
+
+@lowers("aten.var.correction", "aten.std.correction", "aten.var_mean.correction")
+def var(
+    c: Context, x: Value, axes: Axes = None, correction: float | None = None, keepdim: bool = False
+) -> Any:
+    wide = c.wide(x)
+    mean_ = average(c, wide, axes, True)
+    centred = c.emit(ew.Sub(), wide, mean_)
+    total = reduced(c, ReduceSum, c.emit(ew.Mul(), centred, centred), axes, keepdim)
+    size = c.size(count(c, x, axes), wide.type.dtype)
+    less = 1 if correction is None else correction
+    value = c.emit(ew.Div(), total, c.apply(ew.Sub(), size, less) if less else size)
+    if "std" in c.operator:
+        value = c.emit(ew.Sqrt(), value)
+    if "mean" in c.operator:
+        return c.result(value), c.result(c.reshape(mean_, c.type.shape))
+    return c.result(value)
+
+
+@lowers("aten.var.dim", "aten.std.dim")
+def var_dim(c: Context, x: Value, axes: Axes, unbiased: bool = True, keep: bool = False) -> Any:
+    return var(c, x, axes, int(unbiased), keep)
+
+
+@lowers("aten.amax.default")
+def amax(c: Context, x: Value, axes: Axes = None, keep: bool = False) -> Value:
+    return reduced(c, ReduceMax, x, axes, keep)
+
+
+@lowers("aten.amin.default")
+def amin(c: Context, x: Value, axes: Axes = None, keep: bool = False) -> Value:
+    return reduced(c, ReduceMin, x, axes, keep)
+
+
+@lowers("aten.max.default", "aten.min.default")
+def extreme(c: Context, x: Value) -> Value:
+    return reduced(c, ReduceMax if "max" in c.operator else ReduceMin, x, None, False)
+
+
+@lowers("aten.max.dim", "aten.min.dim")
+def extreme_dim(c: Context, x: Value, axis: int, keep: bool = False) -> tuple[Value, Value]:
+    largest = "max" in c.operator
+    value = reduced(c, ReduceMax if largest else ReduceMin, x, axis, keep)
+    return value, c.reshape(argmax_of(c, x, axis, largest), c.type.shape)
+
+
+@lowers("aten.argmax.default", "aten.argmin.default")
+def argmax(c: Context, x: Value, axis: int | None = None, keep: bool = False) -> Value:
+    if axis is None:
+        x, axis = c.reshape(x, (numel(x.type.shape),)), 0
+    return c.reshape(argmax_of(c, x, axis, "max" in c.operator), c.type.shape)
+
+
+def argmax_of(c: Context, x: Value, axis: int, largest: bool) -> Value:
+    """Return the index of the extreme along `axis`, which is gone from the shape."""
+    rank = x.type.rank
+    if rank == 0:
+        return c.fill(0, c.types[-1])
+    axis = c.axis(axis, rank)
+    x = c.transpose(x, [*(a for a in range(rank) if a != axis), axis])
+    return c.emit(ArgMax(), x if largest else c.emit(ew.Neg(), x))
+
+
+@lowers("aten.any.default", "aten.any.dim", "aten.any.dims", "aten.all.default", "aten.all.dim",
+        "aten.all.dims")  # fmt: skip
+def any_all(c: Context, x: Value, axes: Axes = None, keep: bool = False) -> Value:
+    flags = c.cast(truth(c, x), F32)
+    op = ReduceMax if "any" in c.operator else ReduceMin
+    return c.apply(ew.Ne(), reduced(c, op, flags, axes, keep), 0.0)
+
+
+@lowers("aten.logsumexp.default")
+def logsumexp(c: Context, x: Value, axes: Axes, keep: bool = False) -> Value:
+    wide = c.wide(x)
+    top = reduced(c, ReduceMax, wide, axes, True)
+    total = reduced(c, ReduceSum, c.emit(ew.Exp(), c.emit(ew.Sub(), wide, top)), axes, True)
+    value = c.emit(ew.Add(), c.emit(ew.Log(), total), top)
+    return c.result(c.reshape(value, c.type.shape))
+
+
+@lowers("aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim", "aten.norm.Scalar")
+def vector_norm(
+    c: Context, x: Value, order: Any = 2, axes: Axes = None, keep: bool = False, **_: Any
+) -> Value:
+    wide = c.wide(x)
+    if order in (1, float("inf")):
+        op = ReduceSum if order == 1 else ReduceMax
+        return c.result(reduced(c, op, c.emit(ew.Abs(), wide), axes, keep))
+    if order not in (2, None):
+        raise c.unsupported(f"a norm of order {order}")
+    total = reduced(c, ReduceSum, c.emit(ew.Mul(), wide, wide), axes, keep)
+    return c.result(c.emit(ew.Sqrt(), total))
+
+
+@lowers("aten.cumsum.default")
+def cumsum(c: Context, x: Value, axis: int, **_: Any) -> Value:
+    """Sums what is not behind, pair by pair: for the short axes of masks and positions."""
+    rank = x.type.rank
+    axis = c.axis(axis, rank)
+    x = c.cast(x, accumulator(c, c.dtype))
+    order = [*(a for a in range(rank) if a != axis), axis]
+    x = c.transpose(x, order)
+    size = x.type.shape[-1]
+    row = c.reshape(c.emit(Iota(size)), (size, 1))
+    behind = c.emit(ew.Le(), c.emit(Iota(size)), row)
+    pairs = c.reshape(x, (*x.type.shape[:-1], 1, size))
+    terms = c.emit(ew.Where(), behind, pairs, c.operand(0, x.type.dtype))
+    sums = c.emit(ReduceSum((rank,)), terms)
+    return c.result(c.transpose(sums, [order.index(a) for a in range(rank)]))
+
+
+@lowers("aten.topk.default")
+def topk(
+    c: Context, x: Value, k: int, axis: int = -1, largest: bool = True, ordered: bool = True
+) -> tuple[Value, Value]:
+    return ranked(c, x, k, axis, largest)
+
+
+@lowers("aten.sort.default", "aten.sort.stable", "aten.argsort.default", "aten.argsort.stable")
+def sort(
+    c: Context, x: Value, *rest: Any, stable: bool = False, dim: int = -1, descending: bool = False
+) -> Any:
+    positional = [r for r in rest if r is not None]
+    if positional and isinstance(positional[0], bool):
+        positional = positional[1:]  # `stable`: topk always is
+    axis = positional[0] if positional else dim
+    down = positional[1] if len(positional) > 1 else descending
+    size = x.type.shape[axis] if x.type.rank else 1
+    if not isinstance(size, int):
+        raise c.unsupported("sorting along an axis of symbolic size")
+    values, indices = ranked(c, x, size, axis, down)
+    return indices if "argsort" in c.operator else (values, indices)
+
+
+def ranked(c: Context, x: Value, k: int, axis: int, largest: bool) -> tuple[Value, Value]:
+    """Return the `k` largest or smallest along `axis`, in order, and their indices."""
+    if not isinstance(k, int):
+        raise c.unsupported("a symbolic number of elements")
+    if x.type.dtype == BOOL:
+        raise c.unsupported("ordering bools")
+    x = c.swap(x, axis, -1)
+    values, indices = c.builder.add(TopK(k), x if largest else c.emit(ew.Neg(), x))
+    values = values if largest else c.emit(ew.Neg(), values)
+    return c.swap(values, axis, -1), c.swap(indices, axis, -1)
