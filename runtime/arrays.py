@@ -41,7 +41,8 @@ _FOREIGN = {
     "float8_e5m2": "f8e5m2",
     "float8_e8m0fnu": "f8e8m0",
 }
-_NAMES = {storage: name for name, storage in reversed(STORAGE.items())}
+_BITS_ONLY = {*_FOREIGN.values(), "f4e2m1"}
+_NAMES = {storage: name for name, storage in STORAGE.items() if name not in _BITS_ONLY}
 
 
 def storage(dtype: str) -> np.dtype[Any]:
@@ -68,20 +69,20 @@ def to_numpy(value: Any, dtype: str) -> tuple[np.ndarray, str]:
     if is_torch(value):
         return _from_torch(value)
     if isinstance(value, (int, float, bool, list, tuple)):
-        if dtype in _FOREIGN.values():
+        if dtype in _BITS_ONLY:
             raise DiluError(f"{dtype} values cannot be made from Python numbers; pass an array")
-        return np.ascontiguousarray(np.asarray(value, storage(dtype))), dtype
+        return np.asarray(value, storage(dtype), order="C"), dtype
     if not isinstance(value, (np.ndarray, np.generic)) and hasattr(value, "__dlpack__"):
         value = _from_dlpack(value)
     array = np.asarray(value)
     name = _FOREIGN.get(array.dtype.name)
     if name is not None:
-        return np.ascontiguousarray(array).view(STORAGE[name]), name
+        return np.asarray(array, order="C").view(STORAGE[name]), name
     little = array.dtype.newbyteorder("<")
     if little not in _NAMES:
         raise DiluError(f"arrays of {array.dtype} are not supported")
     name = dtype if STORAGE.get(dtype) == little else _NAMES[little]
-    return np.ascontiguousarray(array, little), name
+    return np.asarray(array, little, order="C"), name
 
 
 def from_numpy(array: np.ndarray, dtype: str, *, torch: bool) -> Any:

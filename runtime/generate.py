@@ -1,7 +1,7 @@
 """The token loop of a language model: prompts in ragged chunks, then a token of each at a time.
 
-Invariants: the logits of a sequence are the same alone and in any batch; pages are given back however
-a run ends; nothing starts that the cache or the memory has no room for.
+Invariants: the logits of a sequence are the same alone and in any batch; pages are given back
+however a run ends; nothing starts that the cache or the memory has no room for.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class TokenLoop:
         """Forget the cache's content; pages in use stay."""
         if not self._pool.used:
             self._pool = PagePool()
-            self._function.allocate(**self._cache_size(0))
+            self._function.allocate(self._cache_size(0))
 
     def _run(
         self, sequences: list[Sequence], max_tokens: int, how: Sampling, stats: Statistics
@@ -194,13 +194,13 @@ class TokenLoop:
         sizes = {"T": PREFILL_TOKENS, "S": 1, "R": 1, "P": longest, **self._cache_size(pages)}
         needed = {
             "weights": self._session.weight_bytes,
-            "cache": self._function.state_bytes(**sizes),
-            "working memory": self._function.arena_bytes(**sizes),
+            "cache": self._function.state_bytes(sizes),
+            "working memory": self._function.arena_bytes(sizes),
         }
         if not self._pool.used:  # the old cache first, so that both never stand side by side
             self.release()
         require_memory(needed)
-        self._function.allocate(keep=self._pool.used > 0, **self._cache_size(pages))
+        self._function.allocate(self._cache_size(pages), keep=self._pool.used > 0)
         self._pool.grow(pages)
 
     def _cache_size(self, pages: int) -> dict[str, int]:

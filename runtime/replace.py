@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from ..errors import DiluError, Loc
@@ -20,7 +20,7 @@ _RENAME_EXCHANGE = 2
 
 
 @contextlib.contextmanager
-def new_directory(target: Path, may_replace: Callable[[Path], bool]) -> Iterator[Path]:
+def new_directory(target: Path, may_replace: Callable[[Path], bool]) -> Generator[Path]:
     """Yield an empty directory beside `target` that takes its name when the block succeeds.
 
     Raise DiluError, having written nothing, where `target` is something that `may_replace`

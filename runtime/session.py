@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,8 +139,8 @@ class Session:
         needed = {"weights": self.weight_bytes, "cache": 0, "working memory": 0}
         for function in self.functions.values():
             sizes = {name: nominal.get(name, 1) for name in function.all_symbols}
-            needed["cache"] += function.state_bytes(**sizes)
-            needed["working memory"] += function.arena_bytes(**sizes)
+            needed["cache"] += function.state_bytes(sizes)
+            needed["working memory"] += function.arena_bytes(sizes)
         return needed
 
     def close(self) -> None:
@@ -205,7 +205,7 @@ class Function:
                 if symbol not in sizes:
                     raise DiluError(
                         f"{self.name}: the arguments do not tell the size {symbol}",
-                        hint=f"call allocate({symbol}=…) first: it is the size of a state",
+                        hint=f"call allocate({{'{symbol}': …}}) first: it is the size of a state",
                     )
             results = [
                 np.empty(evaluate_shape(entry["shape"], sizes), storage(entry["dtype"]))
@@ -215,7 +215,7 @@ class Function:
             library.run(self._index, order, arrays, states, self._constants, results)
             return results
 
-    def allocate(self, *, keep: bool = False, **sizes: int) -> None:
+    def allocate(self, sizes: Mapping[str, int], *, keep: bool = False) -> None:
         """Make the states, of the given sizes and all zero.
 
         With `keep`, states that exist keep their content: their elements stay at their indices.
@@ -230,7 +230,7 @@ class Function:
                     new[common] = old[common]
             self._state_arrays, self._state_sizes = made, dict(sizes)
 
-    def state_bytes(self, **sizes: int) -> int:
+    def state_bytes(self, sizes: Mapping[str, int]) -> int:
         """Return the bytes that the states have at these sizes."""
         return sum(
             int(np.prod(evaluate_shape(entry["shape"], sizes), dtype=np.int64))
@@ -238,7 +238,7 @@ class Function:
             for entry in self.states
         )
 
-    def arena_bytes(self, **sizes: int) -> int:
+    def arena_bytes(self, sizes: Mapping[str, int]) -> int:
         """Return the bytes of working memory that a call at these sizes needs."""
         return self._session.arena_bytes(self._index, [sizes[s] for s in self.symbols])
 
@@ -267,7 +267,7 @@ class Function:
         """Forget states and constants."""
         self._tables, self._state_arrays = [], None
 
-    def _zero_state(self, entry: dict[str, Any], sizes: dict[str, int]) -> np.ndarray:
+    def _zero_state(self, entry: dict[str, Any], sizes: Mapping[str, int]) -> np.ndarray:
         shape = evaluate_shape(entry["shape"], sizes)
         dtype = storage(entry["dtype"])
         flat = zeros(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
@@ -277,7 +277,7 @@ class Function:
         if self._state_arrays is None:
             if not self.state_symbols <= sizes.keys():
                 return []  # the caller names the missing symbol
-            self.allocate(**{name: sizes[name] for name in self.state_symbols})
+            self.allocate({name: sizes[name] for name in self.state_symbols})
         assert self._state_arrays is not None
         return self._state_arrays
 

@@ -152,7 +152,8 @@ def environment() -> ImmutableSandboxedEnvironment:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     made.filters["tojson"] = to_json
-    made.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    offered: dict[str, Any] = made.globals  # pyright: ignore[reportAssignmentType]
+    offered.update(raise_exception=raise_exception, strftime_now=strftime_now)
     return made
 
 

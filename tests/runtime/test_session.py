@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,15 +77,15 @@ def test_states_outlive_a_call(session):
     x = np.zeros(3, np.uint16)
     assert [bits(x)[1] for _ in range(3)] == [3, 6, 9]
     np.testing.assert_array_equal(bits.state("memory"), [3, 3, 3])
-    bits.allocate(N=3)
+    bits.allocate({"N": 3})
     assert bits(x)[1] == 3
 
 
 def test_states_can_grow(session):
     bits = session.function("bits")
-    bits.allocate(N=2)
+    bits.allocate({"N": 2})
     bits.state("memory")[:] = [5, 6]
-    bits.allocate(N=4, keep=True)
+    bits.allocate({"N": 4}, keep=True)
     np.testing.assert_array_equal(bits.state("memory"), [5, 6, 0, 0])
 
 
@@ -127,7 +128,7 @@ def test_a_tensor_elsewhere(session):
 
 
 def test_no_such_function(session):
-    with pytest.raises(DiluError, match="there is no function 'f'(.|\n)*has: main, scale"):
+    with pytest.raises(DiluError, match=r"there is no function 'f'(.|\n)*has: main, scale"):
         session.function("f")
 
 
@@ -149,17 +150,17 @@ def test_deleting_frees(toy, tmp_path):
     toy.save(tmp_path / "m.dilu")
     session = dilu.load(tmp_path / "m.dilu")
     session.function("scale")(X)
-    maps = "/proc/self/maps"
-    assert "checkpoint/model.safetensors" in open(maps).read()
+    maps = Path("/proc/self/maps")
+    assert "checkpoint/model.safetensors" in maps.read_text()
     del session
     gc.collect()
-    assert "checkpoint/model.safetensors" not in open(maps).read()
+    assert "checkpoint/model.safetensors" not in maps.read_text()
 
 
 def test_calls_from_many_threads(session):
     bits = session.function("bits")
     x = np.zeros(100, np.uint16)
-    bits.allocate(N=100)
+    bits.allocate({"N": 100})
 
     def work():
         for _ in range(50):
