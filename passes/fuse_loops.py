@@ -9,13 +9,13 @@ import networkx as nx
 from ..ir.graph import Function, Graph, Node, Value
 from ..ir.ops.index import Reshape
 from ..ir.rewrite import map_functions
-from ..ir.types import Dim, Shape, evaluate, numel, symbols
+from ..ir.types import Shape
 from . import anchors
 from .hints import loops_hint
 from .loop_ops import LOOP_OPS, VIEWS, cost, is_free, is_one_space, region_rows
+from .nominal import nominal_numel
 from .regions import Dataflow, Region, cut_out, key
 
-_NOMINAL = 512  # any symbolic size, where two sizes must be compared
 _REPEATED_WORK = 8  # additions per element of the outcome that may be done again instead of stored
 
 
@@ -167,9 +167,9 @@ class _Merger:
         handed: set[str] = set()  # what the producer makes, as the consumer sees it
         for node in nodes:
             own = key(node) in theirs
-            size = _size(node.outputs[0].type.shape)
+            size = nominal_numel(node.outputs[0].type.shape)
             for value in node.inputs:
-                times = size // max(_size(value.type.shape), 1)
+                times = size // max(nominal_numel(value.type.shape), 1)
                 hoisted = rows is not None and _is_per_row(value.type.shape, rows)
                 if own or hoisted or value.name not in handed or times < 2:
                     continue
@@ -189,11 +189,6 @@ class _Merger:
         owned = frozenset(parts)
         members = frozenset(map(key, nodes))
         return Region("loops", loops_hint(nodes), owned, members - owned)
-
-
-def _size(shape: Shape) -> int:
-    total: Dim = numel(shape)
-    return evaluate(total, dict.fromkeys(symbols([total]), _NOMINAL))
 
 
 def _is_per_row(shape: Shape, rows: Shape) -> bool:

@@ -10,7 +10,6 @@ from ..errors import DiluError
 from ..ir.dtypes import DType
 from ..ir.graph import Graph
 from .absorb_mla import absorb_mla
-from .absorb_mla import absorb_mla
 from .eliminate_common import eliminate_common
 from .eliminate_dead import eliminate_dead
 from .expand_powers import expand_powers
@@ -20,6 +19,7 @@ from .fuse_loops import fuse_loops
 from .fuse_matmul import fuse_matmul
 from .fuse_rest import fuse_rest
 from .fuse_updates import fuse_updates
+from .hoist_take import hoist_take
 from .legalize_float8 import legalize_float8
 from .manager import Pass, PassRecord, pass_name, run_passes
 from .plan_memory import plan_memory
@@ -42,15 +42,12 @@ def pipeline(target: PassTarget) -> dict[str, list[Pass]]:
     return {
         "normalized": [
             absorb_mla,
+            fold_constants,
             expand_powers,
             simplify_identities,
-            fold_constants,
             eliminate_common,
             eliminate_dead,
-            absorb_mla,
-            simplify_identities,
-            eliminate_common,
-            eliminate_dead,
+            hoist_take,
         ],
         "legalized": [
             partial(legalize_float8, native=target.native),

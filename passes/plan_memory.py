@@ -12,18 +12,18 @@ from ..ir.graph import Function, Graph, Node, Slot, Value
 from ..ir.ops.control import Call, Kernel
 from ..ir.ops.index import BroadcastTo, Reshape
 from ..ir.rewrite import Builder, map_functions
-from ..ir.types import Dim, dim, evaluate, symbols
+from ..ir.types import Dim, dim
 from .eliminate_dead import live_part
+from .nominal import NOMINAL, nominal
 
 ALIGNMENT = 64  # bytes; a cache line, and the widest vector
-_NOMINAL = 512  # any symbolic size, where two sizes must be compared
 
 
-def plan_memory(graph: Graph, *, nominal: int = _NOMINAL) -> Graph:
+def plan_memory(graph: Graph, *, at: int = NOMINAL) -> Graph:
     """Give every value that is made inside a function a slot of the function's arena.
 
     Values that are never needed at the same time share slots; the largest are placed first, each
-    in the slot that fits best when every symbolic size is `nominal`. A reshape lies where its
+    in the slot that fits best when every symbolic size is `at`. A reshape lies where its
     operand lies, an updated state where the state lies, and a result in the caller's memory. A
     result that would be a parameter, a constant, a state or another result becomes a copy.
 
@@ -43,7 +43,7 @@ def plan_memory(graph: Graph, *, nominal: int = _NOMINAL) -> Graph:
 
     Numerics: exact.
     """
-    planned = map_functions(graph, lambda f: _planned(live_part(_with_copies(f)), nominal))
+    planned = map_functions(graph, lambda f: _planned(live_part(_with_copies(f)), at))
     return replace(planned, stage="planned")
 
 
@@ -101,10 +101,9 @@ def lives(function: Function) -> list[Life]:
 # ----------------------------------------------------------------------------------- planning
 
 
-def _planned(function: Function, nominal: int) -> Function:
+def _planned(function: Function, at: int) -> Function:
     _check_states(function)
-    known = dict.fromkeys(function_symbols(function), nominal)
-    sized = [(evaluate(life.value.type.nbytes, known), life) for life in lives(function)]
+    sized = [(nominal(life.value.type.nbytes, at), life) for life in lives(function)]
     sized.sort(key=lambda pair: (-pair[0], pair[1].first))
     slots: list[tuple[int, list[Life]]] = []
     for size, life in sized:
@@ -125,17 +124,18 @@ def aligned(size: Dim) -> Dim:
     """Return a size in bytes rounded up to the alignment of the arena."""
     if isinstance(size, int):
         return -(-size // ALIGNMENT) * ALIGNMENT
-    terms = sympy.Add.make_args(size)
-    whole = all(t.as_coeff_Mul()[0] % ALIGNMENT == 0 for t in terms)
-    if whole and not size.has(sympy.Max, sympy.Min, sympy.floor, sympy.Mod):
+    if _is_aligned(size):
         return size
     return dim(ALIGNMENT * sympy.floor((size + ALIGNMENT - 1) / ALIGNMENT))
 
 
-def function_symbols(function: Function) -> list[str]:
-    """Return the symbols in the types of a function's values, sorted."""
-    values = [*function.inputs, *(v for n in function.nodes for v in n.outputs)]
-    return symbols(d for v in values for d in v.type.shape)
+def _is_aligned(size: sympy.Expr) -> bool:
+    """Whether a size is a multiple of the alignment, whatever its symbols stand for."""
+    if isinstance(size, sympy.Max):
+        return all(isinstance(a, sympy.Expr) and _is_aligned(a) for a in size.args)
+    if size.has(sympy.floor, sympy.Mod):
+        return False
+    return all(term.as_coeff_Mul()[0] % ALIGNMENT == 0 for term in sympy.Add.make_args(size))
 
 
 def _check_states(function: Function) -> None:
