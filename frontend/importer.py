@@ -73,13 +73,15 @@ class Importer:
     """Imports one exported program. Set up the inputs, then `run`, then `finish`.
 
     `storage` says how a parameter is stored, given its name and type. `roles` and `layers` are for
-    the operators of language models. `trust_indices` promises that no index is negative.
+    the operators of language models. `trust_indices` promises that no index is negative. `names`
+    maps the program's names of parameters to those that `storage` and the constants have.
     """
 
     program: torch.export.ExportedProgram
     storage: Callable[[str, TensorType], Storage] = plain
     layers: Callable[[int, tuple[Value, ...]], Value] | None = None
     trust_indices: bool = False
+    names: Callable[[str], str] = str
     builder: Builder = field(default_factory=Builder)
     symbols: Symbols = field(default_factory=Symbols)
     roles: dict[str, Value] = field(default_factory=dict)
@@ -124,7 +126,10 @@ class Importer:
         return self.states[-1]
 
     def constant(self, name: str, t: TensorType, source: Source) -> Value:
-        """Add a constant to the function."""
+        """Return a constant of the function, added when it is new (shared parameters are not)."""
+        known = next((c for c in self.constants if self.sources[c.name] == source), None)
+        if known is not None:
+            return known
         value = Value(self.builder.fresh(name), t)
         self.constants.append(value)
         self.sources[value.name] = source
@@ -147,7 +152,8 @@ class Importer:
         targets = {s.arg.name: s.target for s in self.program.graph_signature.input_specs}
         for node in module.graph.find_nodes(op="placeholder"):
             if node not in self._values:
-                self._values[node] = _Stored(str(targets[node.name]), self._type(node.meta["val"]))
+                name = self.names(str(targets[node.name]))
+                self._values[node] = _Stored(name, self._type(node.meta["val"]))
         outputs = self._graph(module)
         results: list[Value] = []
         for spec, value in zip(self.program.graph_signature.output_specs, outputs, strict=True):

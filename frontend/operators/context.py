@@ -200,8 +200,12 @@ class Context:
         return x if want == x.type.shape else self.emit(BroadcastTo(want), x)
 
     def transpose(self, x: Value, permutation: Sequence[int]) -> Value:
+        """Return `x` with its axes reordered; moving axes of size 1 moves no elements."""
         order = tuple(permutation)
-        return x if order == tuple(range(len(order))) else self.emit(Transpose(order), x)
+        long = [a for a in order if x.type.shape[a] != 1]
+        if long == sorted(long):
+            return self.reshape(x, (x.type.shape[a] for a in order))
+        return self.emit(Transpose(order), x)
 
     def swap(self, x: Value, a: int, b: int) -> Value:
         """Return `x` with two axes exchanged."""

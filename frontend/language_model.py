@@ -1,0 +1,301 @@
+"""Language models as one function over ragged token batches and a paged cache.
+
+    main(tokens i64[T], positions i64[T], sequence i64[T], slots i64[T], pages i64[S,P],
+         rows i64[R]) -> logits f32[R,V]
+
+Each kind of decoder layer is captured once; a run of equal layers is one `call` whose constants and
+caches are stacked, so that the graph does not grow with depth. No weight is loaded.
+
+Sizes: T tokens, S sequences, P pages of a sequence, B pages in the cache, G slots of a page,
+R rows of logits, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..errors import DiluError, UnsupportedError
+from ..ir.dtypes import BF16, DTYPES, F32, I64, DType
+from ..ir.graph import Graph, Value
+from ..ir.ops.control import Call
+from ..ir.types import TensorType, shape_of, symbol
+from ..ir.weights import Weight
+from . import transformer
+from .bind import Binder
+from .capture import weight_of
+from .checkpoint import CONFIG, read_checkpoint, read_config, read_quantization
+from .importer import Imported, Importer, Source, Storage
+from .operators.language import PAGING
+
+PAGE_SIZE = 64
+#: Files of a checkpoint directory that turn text into tokens and back.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+_T, _S, _P, _B = (symbol(n) for n in "TSPB")
+_PER_TOKEN = TensorType(I64, (_T,))
+_PAGES = TensorType(I64, (_S, _P))
+
+
+@dataclass(frozen=True)
+class LanguageModelInfo:
+    """What running a language model needs to know besides its graph; plain data."""
+
+    architecture: str
+    vocab_size: int
+    page_size: int
+    max_positions: int
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    dtype: str
+    parameters: int
+    tokenizer_files: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON has them."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> LanguageModelInfo:
+        """Return what `to_dict` was made from."""
+        lists = ("eos_token_ids", "tokenizer_files")
+        return cls(**{k: tuple(v) if k in lists else v for k, v in fields.items()})
+
+
+def capture_language_model(
+    path: str | Path, *, dtype: str = "f32", config_only: bool = False
+) -> tuple[Graph, LanguageModelInfo]:
+    """Capture the model of a checkpoint directory, computing in `dtype` (f32 or bf16).
+
+    With `config_only`, `path` may be a config.json: everything but the weights' places is made.
+    Raises DiluError when the checkpoint is broken or does not fit its configuration, and
+    UnsupportedError when the architecture is beyond what is supported.
+    """
+    path = Path(path)
+    if dtype not in _DTYPES:
+        raise DiluError(f"unknown element type {dtype!r}", hint=f"supported: {', '.join(_DTYPES)}")
+    checkpoint = None if config_only else read_checkpoint(path)
+    settings = checkpoint.config if checkpoint else read_config(path)
+    file = str(path / CONFIG if path.is_dir() else path)
+    model, mode = transformer.build_model(settings, _DTYPES[dtype], file)
+    transformer.check_rotary(model)
+    binder = Binder(model, checkpoint, read_quantization(settings, file), _stored_dtype(settings))
+    info = _info(model, settings, path, dtype)
+    graph = _Capture(model, mode, binder, DTYPES[dtype]).graph()
+    return graph, info
+
+
+def _stored_dtype(settings: Mapping[str, Any]) -> DType:
+    """Return the element type of unquantized weights as the configuration says it."""
+    names = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+    said = settings.get("torch_dtype") or settings.get("dtype")
+    return DTYPES[names[said]] if said in names else BF16
+
+
+def _info(model: Any, settings: Mapping[str, Any], path: Path, dtype: str) -> LanguageModelInfo:
+    config = model.config
+    folder = path if path.is_dir() else path.parent
+    generation = folder / "generation_config.json"
+    said = read_config(generation) if generation.is_file() else {}
+    eos = said.get("eos_token_id", config.eos_token_id)
+    return LanguageModelInfo(
+        architecture=type(model).__name__,
+        vocab_size=int(config.vocab_size),
+        page_size=PAGE_SIZE,
+        max_positions=int(config.max_position_embeddings),
+        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+        bos_token_id=config.bos_token_id,
+        dtype=dtype,
+        parameters=sum(p.numel() for p in model.parameters()),
+        tokenizer_files=tuple(f for f in TOKENIZER_FILES if (folder / f).is_file()),
+    )
+
+
+@dataclass
+class _Kind:
+    """A captured decoder layer; `invariants` are the places of those that it uses."""
+
+    imported: Imported
+    invariants: tuple[int, ...]
+    prefix: str  # of the layer that was captured, in the model's names
+
+
+@dataclass
+class _Capture:
+    """The capture of one model: its runs of layers, their kinds, and the function around them."""
+
+    model: torch.nn.Module
+    mode: FakeTensorMode
+    binder: Binder
+    dtype: DType
+    kinds: dict[Any, _Kind] = field(default_factory=dict)
+    weights: dict[str, Weight] = field(default_factory=dict)
+    updates: list[Value] = field(default_factory=list)
+
+    def graph(self) -> Graph:
+        """Capture everything; return the graph."""
+        buffers = transformer.real_buffers(self.model)
+        runs, signatures = self.find_runs()
+        program = transformer.export_outer(self.model, runs, self.mode)
+        kinds = [self.kind(run, key) for run, key in zip(runs, signatures, strict=True)]
+
+        def layers(index: int, operands: tuple[Value, ...]) -> Value:
+            return self.call(importer, runs[index], kinds[index], operands)
+
+        def storage(name: str, t: TensorType) -> Storage:
+            return Storage(t) if name in buffers else self.binder.storage(name)
+
+        def names(name: str) -> str:
+            return self.binder.canonical(name.removeprefix("model."))
+
+        importer = Importer(program, storage, layers, trust_indices=True, names=names)
+        importer.name_sizes([["T"], ["T"], ["R"]])
+        importer.take_inputs()
+        tokens, positions, rows = importer.parameters
+        more = {"sequence": _PER_TOKEN, "slots": _PER_TOKEN, "pages": _PAGES}
+        importer.roles["positions"] = positions
+        importer.roles |= {name: importer.parameter(name, t) for name, t in more.items()}
+        importer.parameters = [tokens, *(importer.roles[r] for r in PAGING), rows]
+        results = importer.run()
+        imported = importer.finish("main", results, self.updates)
+        for name, source in imported.sources.items():
+            if name not in self.weights:
+                self.weights[name] = self.weight(source, buffers)
+        used = {c.name for c in imported.function.constants}
+        weights = {name: w for name, w in self.weights.items() if name in used}
+        return Graph("captured", (imported.function,), weights)
+
+    def weight(self, source: Source, buffers: Mapping[str, torch.Tensor]) -> Weight:
+        if source.parameter in buffers:
+            return weight_of(buffers[source.parameter])
+        return self.binder.weight([source.parameter], scales=source.scales, stacked=False)
+
+    # -------------------------------------------------------------- layers
+
+    def find_runs(self) -> tuple[list[transformer.Run], list[Any]]:
+        """Return the runs of equal decoder layers, and their signatures."""
+        layers = list(transformer.find_layers(self.model).layers)
+        keys = [self.signature(i, layer) for i, layer in enumerate(layers)]
+        starts = [i for i in range(len(layers)) if i == 0 or keys[i] != keys[i - 1]]
+        runs = [
+            transformer.Run(r, first, layers[first:stop])
+            for r, (first, stop) in enumerate(zip(starts, [*starts[1:], len(layers)], strict=True))
+        ]
+        return runs, [keys[i] for i in starts]
+
+    def signature(self, index: int, layer: torch.nn.Module) -> Any:
+        """Return what makes layers one kind: the same program, and weights stored alike."""
+        forms = tuple(
+            (name, self.binder.storage(self.layer_prefix(index) + name))
+            for name in _tensor_names(layer)
+        )
+        return transformer.signature(layer), forms
+
+    def layer_prefix(self, index: int) -> str:
+        return f"{self.model.base_model_prefix}.layers.{index}."
+
+    def kind(self, run: transformer.Run, key: Any) -> _Kind:
+        """Capture the layer of a run, unless one like it has been."""
+        if key not in self.kinds:
+            if run.record.call is None:
+                raise UnsupportedError("the model does not call its decoder layers one by one")
+            name = f"layer_{len(self.kinds)}"
+            self.kinds[key] = self.capture_layer(
+                run.record.call, name, self.layer_prefix(run.first)
+            )
+        return self.kinds[key]
+
+    def capture_layer(self, call: transformer.LayerCall, name: str, prefix: str) -> _Kind:
+        program = transformer.export_layer(call, self.mode)
+
+        def storage(parameter: str, _: TensorType) -> Storage:
+            return self.binder.storage(prefix + parameter)
+
+        def names(parameter: str) -> str:
+            return parameter.removeprefix("layer.")
+
+        importer = Importer(program, storage, trust_indices=True, names=names)
+        importer.name_sizes([["T"]] * (1 + len(call.invariants)))
+        importer.take_inputs(["hidden", *call.names])
+        taken = list(importer.parameters)
+        importer.roles = {
+            name: importer.parameter(name, _PAGES if name == "pages" else _PER_TOKEN)
+            for name in PAGING
+        }
+        self.add_caches(importer, program)
+        results = importer.run()
+        updates = [importer.roles[f"new_{s.name}"] for s in importer.states]
+        imported = importer.finish(name, results, updates)
+        used = {v.name for n in imported.function.nodes for v in n.inputs}
+        kept = tuple(i for i, v in enumerate(taken[1:]) if v.name in used)
+        importer.parameters = [taken[0], *(taken[1 + i] for i in kept)]
+        importer.parameters += [importer.roles[r] for r in PAGING]
+        return _Kind(importer.finish(name, results, updates), kept, prefix)
+
+    def add_caches(self, importer: Importer, program: torch.export.ExportedProgram) -> None:
+        """Give the layer a state for the keys and one for the values of its attention."""
+        operator = torch.ops.dilu.attention.default
+        nodes = program.graph.find_nodes(op="call_function", target=operator)
+        if len(nodes) != 1:
+            raise UnsupportedError(f"a decoder layer with {len(nodes)} attentions, not 1")
+        for name, argument in zip(("keys", "values"), nodes[0].args[1:3], strict=True):
+            _, heads, _, width = argument.meta["val"].shape
+            t = TensorType(self.dtype, shape_of((_B, PAGE_SIZE, int(heads), int(width))))
+            importer.roles[name] = importer.state(name, t)
+
+    def call(
+        self, importer: Importer, run: transformer.Run, kind: _Kind, operands: tuple[Value, ...]
+    ) -> Value:
+        """Emit the call of a run; its states and constants become the function's, stacked."""
+        body = kind.imported.function
+        op = Call(body, run.count)
+        parameters = [operands[0], *(operands[1 + i] for i in kind.invariants)]
+        parameters += [importer.roles[r] for r in PAGING]
+        states = [importer.state(f"{s.name}_{run.index}", op.stack(s.type)) for s in body.states]
+        constants = [self.stacked(importer, run, kind, c, op) for c in body.constants]
+        hidden, *updates = importer.builder.add(op, *parameters, *states, *constants)
+        self.updates += updates
+        return hidden
+
+    def stacked(
+        self, importer: Importer, run: transformer.Run, kind: _Kind, constant: Value, op: Call
+    ) -> Value:
+        source = kind.imported.sources[constant.name]
+        layers = range(run.first, run.first + run.count)
+        names = [self.layer_prefix(i) + source.parameter for i in layers]
+        value = importer.constant(
+            f"layers_{run.index}.{constant.name}",
+            op.stack(constant.type),
+            Source(names[0], source.scales),
+        )
+        self.weights[value.name] = self.binder.weight(names, scales=source.scales, stacked=True)
+        return value
+
+
+def _tensor_names(layer: torch.nn.Module) -> Sequence[str]:
+    """Return the names of a layer's parameters and buffers, as checkpoints have them."""
+    return [*(n for n, _ in layer.named_parameters()), *_persistent(layer)]
+
+
+def _persistent(layer: torch.nn.Module) -> list[str]:
+    return [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in layer.named_modules()
+        for name, _ in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    ]
+
+
+__all__ = ["F32", "LanguageModelInfo", "capture_language_model"]
