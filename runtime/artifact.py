@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DiluError, Loc
-from .fingerprint import sha256_of
+from .fingerprint import fingerprint, sha256_of
 from .progress import Progress, silent
 from .replace import new_directory
 
@@ -122,6 +122,7 @@ class Artifact:
                     manifest["hashes"][name] = _write(folder / name, content)
                 elif not bundle:
                     _write(folder / name, content)
+            manifest["files"] = [_fingerprinted(f, folder) for f in manifest["files"]]
             manifest["manifest_hash"] = manifest_hash(manifest)
             _write(folder / MANIFEST, _printed(manifest))
         return target
@@ -221,6 +222,13 @@ def _reference(entry: dict[str, Any], places: Iterable[Path], target: Path) -> d
     if Path(os.path.commonpath([absolute, target])) == Path(target.anchor):
         return {"path": str(absolute), **kept}
     return {"path": os.path.relpath(absolute, target), "absolute": str(absolute), **kept}
+
+
+def _fingerprinted(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return an entry of a weight file with its fingerprint, which one in memory has not."""
+    if entry["fingerprint"] is not None:
+        return entry
+    return entry | {"fingerprint": fingerprint(folder / entry["path"])}
 
 
 def _write(path: Path, content: Content) -> str:

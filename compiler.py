@@ -1,0 +1,347 @@
+"""`dilu.compile`: a model in, an artifact out.
+
+    model → frontend → captured graph → passes → planned graph → codegen → artifact
+
+Invariant: a checkpoint's weights are neither read (beyond headers and fingerprints) nor converted;
+nothing is written before the caller saves the artifact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .errors import DiluError
+from .runtime.artifact import CONSTANTS, FORMAT, Artifact, Content
+from .runtime.cpu.features import architecture
+from .runtime.fingerprint import fingerprint
+from .runtime.progress import Progress, silent
+from .runtime.tensor_file import Entry, chunks, layout
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .codegen.generate import Module
+    from .codegen.target import Target
+    from .ir.graph import Function, Graph, Value
+    from .ir.weights import Weight
+    from .passes.manager import PassRecord
+    from .passes.pipeline import ExtraPass
+
+DTYPES = ("f32", "bf16")
+#: The checkpoint's own small files that text in and text out need.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Captured:
+    """What the frontend returned, and where it came from."""
+
+    graph: Graph
+    name: str
+    source: str
+    folder: Path | None = None  # that the pieces of weights are files of
+    language_model: dict[str, Any] | None = None
+
+
+def compile(
+    model: Any,
+    example_inputs: Sequence[Any] | None = None,
+    target: str | Sequence[str] = "cpu",
+    passes: Sequence[ExtraPass] | None = None,
+    *,
+    dtype: str = "f32",
+    config_only: bool = False,
+    bundle: bool = False,
+    max_seq: int | None = None,
+    dynamic_shapes: Any = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compile a model and return the artifact, not saved yet.
+
+    `model` is a `torch.nn.Module` (with `example_inputs` and, for symbolic sizes, the
+    `dynamic_shapes` of `torch.export`), an `ExportedProgram` or a .pt2 file of one, the directory
+    of a checkpoint, or with `config_only` a config.json. `target` is a name or several, `cpu`
+    being the best for this machine. `passes` are added to the pipeline. `dtype` is what a language
+    model computes in, `max_seq` the longest sequence it takes, `bundle` copies the weights into
+    the artifact when it is saved. Raises DiluError for whatever cannot be compiled.
+    """
+    report = progress or silent
+    if dtype not in DTYPES:
+        raise DiluError(f"unknown dtype {dtype!r}", hint=f"dtype is one of {', '.join(DTYPES)}")
+    report("look up targets")
+    targets = _targets([target] if isinstance(target, str) else target)
+    path = _path(model)
+    if path is not None and path.suffix != ".pt2":
+        captured = _capture_checkpoint(path, dtype, config_only, max_seq, report)
+    else:
+        for name, given in (("config_only", config_only), ("max_seq", max_seq is not None)):
+            if given:
+                raise DiluError(f"{name} is for checkpoints, and this is a module")
+        captured = _capture_module(path or model, example_inputs, dynamic_shapes, report)
+
+    from .passes.manager import stage_texts
+    from .passes.pipeline import compile_graph
+
+    planned, records = compile_graph(captured.graph, targets[0], passes=passes, on_pass=report)
+    modules = [_generated(planned, each, report) for each in targets]
+    files: dict[str, Content] = {
+        f"graph/{stage}.txt": text.encode()
+        for stage, text in stage_texts(captured.graph, records).items()
+    }
+    if captured.folder is not None and captured.language_model is not None:
+        files |= _small_files(captured.folder)
+    for module in modules:
+        files |= _module_files(module)
+    report("describe weights")
+    constants, weight_files, data = _constants(planned, captured.folder)
+    if data:
+        files[CONSTANTS] = data
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "dilu": __version__,
+        "name": captured.name,
+        "functions": [_function(f) for f in planned.functions],
+        "targets": {m.target.name: _target(m) for m in modules},
+        "files": weight_files,
+        "constants": constants,
+        "language_model": captured.language_model,
+        "passes": [_pass(record) for record in records],
+        "options": {
+            "source": captured.source,
+            "dtype": dtype,
+            "max_seq": max_seq,
+            "config_only": config_only,
+        },
+    }
+    return Artifact(manifest, files, bundle=bundle)
+
+
+def _targets(names: Sequence[str]) -> list[Target]:
+    """Return the targets, each once; raise DiluError early for one that cannot be compiled for."""
+    from .codegen.targets import find_target
+
+    targets = list(dict.fromkeys(find_target(name) for name in names))
+    if not targets:
+        raise DiluError("no target is given", hint="`cpu` is the best for this machine")
+    if len({t.native for t in targets}) > 1:
+        raise DiluError(
+            "these targets compute with different element types and cannot share an artifact: "
+            + ", ".join(t.name for t in targets),
+            hint="compile an artifact for each",
+        )
+    if any(t.executable and t.language == "c" for t in targets):
+        from .codegen.c.driver import find_compiler
+
+        find_compiler()
+    return targets
+
+
+def _path(model: Any) -> Path | None:
+    """Return the path that `model` is, None where it is a model itself."""
+    if not isinstance(model, (str, os.PathLike)):
+        return None
+    path = Path(model)
+    if not path.exists():
+        raise DiluError(f"no such path: {path}", hint="give the directory of a checkpoint")
+    return path
+
+
+def _capture_checkpoint(
+    path: Path, dtype: str, config_only: bool, max_seq: int | None, report: Progress
+) -> _Captured:
+    if path.is_file() and not config_only:
+        raise DiluError(
+            f"not a checkpoint: {path} is a file",
+            hint="give the checkpoint's directory, or --config-only to compile without weights",
+        )
+    report("load the compiler")
+    from .frontend.checkpoint import read_config
+    from .frontend.language_model import capture_language_model
+
+    read_config(path)  # its errors come before those of anything that takes long
+    report("capture")
+    graph, info = capture_language_model(path, dtype=dtype, config_only=config_only)
+    described = dataclasses.asdict(info)
+    longest: int = described["max_positions"]
+    if max_seq is not None:
+        if not 1 <= max_seq <= longest:
+            raise DiluError(
+                f"max_seq is {max_seq}, and the model takes 1 to {longest} tokens",
+                hint="leave --max-seq out for the longest",
+            )
+        described["max_positions"] = max_seq
+    folder = path.parent if path.is_file() else path
+    absolute = folder.resolve()
+    name = absolute.name if path.is_dir() or path.stem == "config" else path.stem
+    return _Captured(graph, name, str(path.resolve()), absolute, described)
+
+
+def _capture_module(model: Any, inputs: Any, dynamic_shapes: Any, report: Progress) -> _Captured:
+    report("load the compiler")
+    import torch
+
+    from .frontend.capture import capture_module
+
+    name, source = type(model).__name__, type(model).__name__
+    if isinstance(model, Path):
+        name, source = model.stem, str(model.resolve())
+        try:
+            model = torch.export.load(model)
+        except Exception as error:  # whatever torch raises for a file that is none of its own
+            raise DiluError(f"not an exported program: {source} ({error})") from error
+    if not isinstance(model, (torch.nn.Module, torch.export.ExportedProgram)):
+        raise DiluError(
+            f"cannot compile a {name}",
+            hint="give a torch.nn.Module, an ExportedProgram or the path of a checkpoint",
+        )
+    report("capture")
+    return _Captured(capture_module(model, inputs, dynamic_shapes), name, source)
+
+
+def _generated(graph: Graph, target: Target, report: Progress) -> Module:
+    from .codegen.generate import generate
+
+    report(f"generate {target.name}")
+    return generate(graph, target)
+
+
+def _small_files(folder: Path) -> dict[str, Content]:
+    return {n: (folder / n).read_bytes() for n in _TOKENIZER_FILES if (folder / n).is_file()}
+
+
+def _folder(module: Module) -> str:
+    return f"kernels/{module.target.name.replace(':', '-')}"
+
+
+def _module_files(module: Module) -> dict[str, Content]:
+    files: dict[str, Content] = {f"{_folder(module)}/module.c": module.source.encode()}
+    if module.library:
+        files[f"{_folder(module)}/module.so"] = module.library
+    return files
+
+
+def _target(module: Module) -> dict[str, Any]:
+    return {
+        "library": f"{_folder(module)}/module.so" if module.library else None,
+        "source": f"{_folder(module)}/module.c",
+        "architecture": architecture(),
+        "requires": list(module.target.requires),
+        "kernels": [_kernel(kernel, module.source) for kernel in module.kernels],
+    }
+
+
+def _kernel(kernel: Any, source: str) -> dict[str, Any]:
+    """Describe a kernel; `lines` are the first and last of its text in the module's source."""
+    start = source.find(kernel.source)
+    lines = None
+    if start >= 0:
+        first = source.count("\n", 0, start) + 1
+        lines = [first, first + kernel.source.rstrip("\n").count("\n")]
+    return {"name": kernel.name, "kind": kernel.kind, "function": kernel.function, "lines": lines}
+
+
+def _function(function: Function) -> dict[str, Any]:
+    from .codegen.lower import function_symbols
+
+    return {
+        "name": function.name,
+        "symbols": list(function_symbols(function)),
+        "parameters": [_value(v) for v in function.parameters],
+        "states": [_value(v) for v in function.states],
+        "results": [_value(v) for v in function.results],
+        "constants": [v.name for v in function.constants],
+        "memory": list(_memory(function)),
+    }
+
+
+def _value(value: Value) -> dict[str, Any]:
+    from .ir.types import print_dim
+
+    shape = [d if isinstance(d, int) else print_dim(d) for d in value.type.shape]
+    return {"name": value.name, "dtype": value.type.dtype.name, "shape": shape}
+
+
+def _memory(function: Function, times: int = 1) -> Iterator[dict[str, Any]]:
+    """Yield the memory plan of a function and of the bodies that it calls."""
+    from .ir.ops.control import Call
+    from .ir.types import print_dim
+
+    yield {
+        "function": function.name,
+        "times": times,
+        "slots": [{"size": print_dim(s.size), "values": len(s.values)} for s in function.arena],
+    }
+    for node in function.nodes:
+        if isinstance(node.op, Call):
+            yield from _memory(node.op.body, node.op.times)
+
+
+def _pass(record: PassRecord) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "stage": record.stage,
+        "seconds": round(record.seconds, 4),
+        "nodes_before": record.nodes_before,
+        "nodes_after": record.nodes_after,
+    }
+
+
+def _constants(
+    graph: Graph, folder: Path | None
+) -> tuple[dict[str, Any], list[dict[str, Any]], tuple[bytes | memoryview, ...]]:
+    """Return the table of constants, the weight files, and the file of data held in memory."""
+    names = dict.fromkeys(v.name for f in graph.functions for v in f.constants)
+    weights = {name: graph.weights[name] for name in names}
+    held = {name: w.data for name, w in weights.items() if w.data is not None}
+    plan = layout([_entry(name, weights[name]) for name in held])
+    where = dict(zip(held, plan.offsets, strict=True))
+    used = list(dict.fromkeys(p.file for w in weights.values() for p in w.pieces))
+    index = {file: number for number, file in enumerate(used)}
+    files = [_file((folder or Path()) / file) for file in used]
+    if held:
+        files.append({"path": CONSTANTS, "size": plan.size, "fingerprint": None})
+    table: dict[str, Any] = {}
+    for name, weight in weights.items():
+        shape = [int(d) for d in weight.type.shape]
+        entry = {"dtype": weight.dtype.name, "shape": shape, "grid": weight.grid}
+        if name in held:
+            count, size = prod(weight.grid_shape), weight.nbytes
+            offsets = [where[name] + i * size // max(count, 1) for i in range(count)]
+            place = {"file": [len(used)] * count, "offset": offsets, "tensor": [name] * count}
+        elif weight.pieces:
+            place = {
+                "file": [index[p.file] for p in weight.pieces],
+                "offset": [p.offset for p in weight.pieces],
+                "tensor": [p.tensor for p in weight.pieces],
+            }
+        else:
+            place = {"file": None, "offset": None, "tensor": None}
+        table[name] = entry | place
+    data = tuple(chunks(plan, ([_bytes(a)] for a in held.values()))) if held else ()
+    return table, files, data
+
+
+def _entry(name: str, weight: Weight) -> Entry:
+    return Entry(name, weight.dtype.name, tuple(int(d) for d in weight.type.shape), weight.nbytes)
+
+
+def _bytes(array: np.ndarray) -> bytes | memoryview:
+    import numpy as np
+
+    array = np.asarray(array, order="C")
+    return memoryview(array.reshape(-1).view(np.uint8)) if array.size else b""
+
+
+def _file(path: Path) -> dict[str, Any]:
+    return {"path": str(path), "size": path.stat().st_size, "fingerprint": fingerprint(path)}
