@@ -1,0 +1,72 @@
+"""Attention and top-k → C."""
+
+from __future__ import annotations
+
+from ...ir.types import numel
+from ..kernel_ir import Attention, Buffer, TopK
+from .emit_products import emit_struct
+from .expressions import FORMATS, c_name, c_type, emit_index, load_text, register_type
+from .frame import Frame
+from .writer import Writer
+
+
+def emit_attention(w: Writer, step: Attention, frame: Frame) -> None:
+    """Emit the call of the attention kernel."""
+    tokens, heads, key_dim = step.q.shape
+    page_size, kv_heads = step.keys.shape[1:3]
+    keys, values = c_name(step.keys.name), c_name(step.values.name)
+    sizes = f"{emit_index(key_dim)}, {step.value_dim}, threads"
+    same = step.keys.shape == step.values.shape
+    fields = {
+        "T": emit_index(tokens), "Hq": emit_index(heads), "Hkv": emit_index(kv_heads),
+        "Dk": emit_index(key_dim), "Dv": str(step.value_dim), "q": c_name(step.q.name),
+        "q_stride": emit_index(numel(step.q.shape[1:])), "k": keys,
+        "v": f"(const void*){values} == (const void*){keys} ? 0 : {values}" if same else values,
+        **_strides("k", step.keys), **_strides("v", step.values),
+        "page_size": emit_index(page_size), "positions": c_name(step.positions.name),
+        "sequence": c_name(step.sequence.name), "sequence_bytes": "8",
+        "block_tables": c_name(step.pages.name), "block_bytes": "8",
+        "block_stride": emit_index(step.pages.shape[1]),
+        "scale": f"{step.scale!r}f", "window": str(step.window or 0),
+        "out": c_name(step.out.name), "out_stride": emit_index(numel(step.out.shape[1:])),
+        "scratch": frame.space(f"dilu_attention_scratch({sizes})"),
+    }  # fmt: skip
+    with w.block():
+        emit_struct(w, "dilu_attention_args", "args", fields)
+        w.line(f"dilu_attention({FORMATS[step.keys.dtype.name]}, &args, pool, thread);")
+
+
+def _strides(prefix: str, cache: Buffer) -> dict[str, str]:
+    axes = {"page": 1, "slot": 2, "head": 3}
+    return {
+        f"{prefix}_{name}_stride": emit_index(numel(cache.shape[axis:]))
+        for name, axis in axes.items()
+    }
+
+
+def emit_topk(w: Writer, step: TopK, frame: Frame) -> None:
+    """Emit a selection by insertion: k is small. NaN counts as the smallest."""
+    *lead, size = step.x.shape
+    x, values, indices = (c_name(b.name) for b in (step.x, step.values, step.indices))
+    kind, stored = register_type(step.x.dtype), c_type(step.x.dtype)
+    k = step.k
+    w.line("int64_t begin, end;")
+    rows, length = emit_index(numel(tuple(lead)), 2), emit_index(size, 2)
+    w.line(f"dilu_share({rows}, {length} * 4, thread, threads, &begin, &end);")
+    with w.block("for (int64_t row = begin; row < end; row++)"):
+        w.line(f"const {stored}* const from = {x} + row * {length};")
+        w.line(f"{stored}* const top = {values} + row * {k};")
+        w.line(f"int64_t* const which = {indices} + row * {k};")
+        with w.block(f"for (int64_t i = 0; i < {length}; i++)"):
+            w.line(f"const {kind} value = {load_text(step.x.dtype, 'from[i]')};")
+            w.line(f"int64_t place = i < {k} ? i : {k};")
+            last = load_text(step.x.dtype, "top[place - 1]")
+            condition = f"value > {last}"
+            if step.x.dtype.is_float:
+                condition = f"({condition} || ({last} != {last} && value == value))"
+            with w.block(f"while (place > 0 && {condition})"):
+                w.line("place--;")
+                w.line(
+                    f"if (place + 1 < {k}) top[place + 1] = top[place], which[place + 1] = which[place];"
+                )
+            w.line(f"if (place < {k}) top[place] = from[i], which[place] = i;")

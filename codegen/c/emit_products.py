@@ -1,0 +1,226 @@
+"""Matrix products and experts → C: arguments of the micro-kernels, packing, epilogues."""
+
+from __future__ import annotations
+
+from ...ir.types import Dim, dim, numel
+from ..index import FloorDiv
+from ..kernel_ir import Buffer, Epilogue, Experts, LoopNest, Matmul, Weight
+from .emit_loops import emit_nest
+from .expressions import FORMATS, Expressions, c_name, element, emit_index
+from .frame import Frame
+from .statements import emit_statements
+from .writer import Writer
+
+
+def ceil_div(a: Dim, b: Dim) -> Dim:
+    if isinstance(a, int) and isinstance(b, int):
+        return -(-a // b)
+    return FloorDiv(a + b - 1, b)
+
+
+def emit_matmul(w: Writer, step: Matmul, frame: Frame) -> None:
+    """Emit the prologue, a barrier, and the product with its epilogue."""
+    weight = step.weights[0]
+    packed = step.transpose_b
+    rows = dim(step.M * step.batch)
+    x, stride = emit_activations(w, step.a, step.prologue, rows, step.K, weight, packed, frame)
+    epilogue, ctx = emit_epilogue(step.epilogue, step.batch, step.N, frame)
+    scratch = frame.space("dilu_matmul_scratch(threads)")
+    fields = {
+        "M": emit_index(step.M), "N": emit_index(step.N), "K": emit_index(step.K),
+        "batch": emit_index(step.batch), "batch_rows": emit_index(weight.batch_rows),
+        "row0": emit_index(weight.row), "x": x, "x_stride": stride,
+        "x_batch_stride": f"{emit_index(step.M, 2)} * {stride}",
+        "codes": _pair([frame.data(v.codes) for v in step.weights]),
+        "scales": _pair([frame.data(v.scales) if v.scales else "0" for v in step.weights]),
+        "weight_stride": emit_index(weight.columns),
+        "scale_stride": emit_index(_scale_stride(weight)), "scratch": scratch,
+    }  # fmt: skip
+    with w.block():
+        emit_struct(w, "dilu_matmul_args", "args", fields)
+        call = f"{weight_type(weight)}, "
+        name = "dilu_matmul" if packed else "dilu_matmul_kn"
+        if packed:
+            call += f"{len(step.weights)}, "
+        w.line(f"{name}({call}&args, {epilogue}, {ctx}, pool, thread);")
+
+
+def _pair(items: list[str]) -> str:
+    return "{" + ", ".join(items) + "}"
+
+
+def _scale_stride(weight: Weight) -> Dim:
+    if weight.scales is None:
+        return 0
+    return ceil_div(weight.columns, weight.block[1]) if weight.block[1] else 1
+
+
+def weight_type(weight: Weight) -> str:
+    """Return the compile-time description of a weight."""
+    scale = FORMATS[weight.scales.dtype.name] if weight.scales is not None else "DILU_NONE"
+    rows, columns = weight.block
+    return f"(dilu_weight_type){{{FORMATS[weight.format.name]}, {scale}, {rows}, {columns}}}"
+
+
+def emit_struct(w: Writer, kind: str, name: str, fields: dict[str, str]) -> None:
+    with w.block(f"const {kind} {name} =", "};"):
+        for field, text in fields.items():
+            w.line(f".{field} = {text},")
+
+
+# ------------------------------------------------------------------------- activations
+
+
+def emit_activations(
+    w: Writer,
+    a: Buffer,
+    prologue: LoopNest | None,
+    rows: Dim,
+    K: Dim,
+    weight: Weight,
+    packed: bool,
+    frame: Frame,
+) -> tuple[str, str]:
+    """Emit what brings rows into the form the product wants; return their address and stride."""
+    if not packed:
+        if prologue is not None:
+            frame.row_buffers(w, prologue)
+            emit_nest(w, prologue, Expressions())
+            frame.barrier(w)
+        return c_name(a.name), emit_index(K, 2)
+    name = frame.fresh("packed")
+    stride = f"dilu_packed_length({emit_index(K)})"
+    place = frame.space(f"{emit_index(rows, 2)} * {stride} * 4")
+    w.line(f"float* const {name} = (float*){place};")
+    if prologue is None:
+        form = FORMATS[weight.format.name]
+        w.line(
+            f"dilu_pack_rows({form}, {c_name(a.name)}, {emit_index(K)}, {emit_index(rows)},"
+            f" {emit_index(K)}, {name}, {stride}, pool, thread);"
+        )
+    else:
+        _emit_packed_prologue(w, a, prologue, K, weight, name, stride, frame)
+    frame.barrier(w)
+    return name, stride
+
+
+def _emit_packed_prologue(
+    w: Writer,
+    a: Buffer,
+    prologue: LoopNest,
+    K: Dim,
+    weight: Weight,
+    packed: str,
+    stride: str,
+    frame: Frame,
+) -> None:
+    """Emit rows that are computed into a buffer of the thread's own and packed from there."""
+    own = frame.per_thread(f"{emit_index(K, 2)} * 4")
+    own_name = c_name(a.name)
+    w.line(f"float* const {own_name} = (float*)({own});")
+
+    def access(buffer: Buffer, indices: tuple[Dim, ...]) -> str:
+        if buffer == a:
+            return f"{own_name}[{emit_index(indices[-1])}]"
+        return element(buffer, indices)
+
+    frame.row_buffers(w, prologue)
+    form = FORMATS[weight.format.name]
+    tail = f"dilu_pack_row({form}, {c_name(a.name)}, {emit_index(K)}, {packed} + row * {stride});"
+    emit_nest(w, prologue, Expressions(access), (tail,))
+
+
+# --------------------------------------------------------------------------- epilogues
+
+
+def emit_epilogue(e: Epilogue, batch: Dim, N: Dim, frame: Frame) -> tuple[str, str]:
+    """Write the epilogue as a function before the kernel; return its name and its context."""
+    name = frame.function("epilogue")
+    context = frame.context()
+    sums = ", ".join(f"const float* sums{i}" for i in range(2))
+    row, column, b = c_name(e.row), c_name(e.column), c_name(e.batch)
+    body = Writer()
+    if batch == 1:
+        body.line("const int64_t first = column;")
+    else:
+        body.line(f"const int64_t {b} = column / {emit_index(N, 2)};")
+        body.line(f"const int64_t first = column - {b} * {emit_index(N, 2)};")
+    ex = Expressions()
+    emit_statements(body, e.invariant, ex)
+    emit_statements(body, e.row_body, ex)
+    body.pragma("omp simd")
+    with body.block("for (int64_t i = 0; i < count; i++)"):
+        body.line(f"const int64_t {column} = first + i;")
+        for i, acc in enumerate(e.accumulators):
+            body.line(f"const float {acc} = sums{i}[i];")
+        emit_statements(body, e.body, ex)
+    w = frame.before
+    head = f"const void* ctx, int64_t {row}, int64_t column, int64_t count, {sums}"
+    with w.block(f"DILU_INLINE void {name}({head})"):
+        frame.unpack_context(w, body)
+        w.append(body)
+    w.line()
+    return name, context
+
+
+# ----------------------------------------------------------------------------- experts
+
+ACTIVATIONS = {
+    "silu": "dilu_silu(gate[i])",
+    "gelu_tanh": (
+        "0.5f * gate[i] * (1.0f + dilu_tanh(0.79788456f * (gate[i] + 0.044715f * gate[i] * gate[i]"
+        " * gate[i])))"
+    ),
+}
+
+
+def emit_experts(w: Writer, step: Experts, frame: Frame) -> None:
+    """Emit the prologue, the pointer tables and the grouped product."""
+    x, stride = emit_activations(
+        w, step.a, step.prologue, step.T, step.H, step.gate_up, True, frame
+    )
+    activation = frame.function("activation")
+    before = frame.before
+    head = "const void* ctx, int64_t count, const float* gate, const float* up, float* hidden"
+    with before.block(f"DILU_INLINE void {activation}({head})"):
+        before.line("(void)ctx;")
+        before.pragma("omp simd")
+        expression = ACTIVATIONS[step.activation]
+        before.line(f"for (int64_t i = 0; i < count; i++) hidden[i] = {expression} * up[i];")
+    before.line()
+    epilogue, ctx = emit_epilogue(step.epilogue, 1, step.H, frame)
+    sizes = {
+        n: emit_index(v)
+        for n, v in zip("THIEk", (step.T, step.H, step.I, step.E, step.k), strict=True)
+    }
+    listed = ", ".join(f".{n} = {v}" for n, v in sizes.items())
+    scratch = frame.space(f"dilu_experts_scratch(&(dilu_experts_args){{{listed}}}, threads)")
+    fields = {
+        **sizes, "x": x, "x_stride": stride, "indices": c_name(step.indices.name), "index_bytes": "8",
+        "routing": c_name(step.routing.name),
+        "gate_up_codes": _table(step.gate_up.codes, 2, frame),
+        "gate_up_scales": _table(step.gate_up.scales, 2, frame),
+        "down_codes": _table(step.down.codes, 1, frame),
+        "down_scales": _table(step.down.scales, 1, frame),
+        "gate_up_scale_stride": emit_index(_scale_stride(step.gate_up)),
+        "down_scale_stride": emit_index(_scale_stride(step.down)), "scratch": scratch,
+    }  # fmt: skip
+    with w.block():
+        emit_struct(w, "dilu_experts_args", "args", fields)
+        types = f"{weight_type(step.gate_up)}, {weight_type(step.down)}"
+        w.line(f"dilu_experts({types}, &args, {activation}, {epilogue}, {ctx}, pool, thread);")
+
+
+def _table(buffer: Buffer | None, parts: int, frame: Frame) -> str:
+    """Return C for the addresses of the matrices of a stacked weight: `parts` leading axes."""
+    if buffer is None:
+        return "0"
+    count = numel(buffer.shape[:parts])
+    per_piece = numel(buffer.shape[buffer.pieces : parts])
+    size = dim(numel(buffer.shape[parts:]) * buffer.dtype.itemsize)
+    own = frame.per_thread(f"{emit_index(count, 2)} * 8") if per_piece != 1 else "0"
+    constant = frame.constant(buffer)
+    return (
+        f"dilu_constant_parts({constant}, {emit_index(count)}, {emit_index(per_piece)},"
+        f" {emit_index(size)}, (const void**)({own}))"
+    )
