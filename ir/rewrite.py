@@ -79,19 +79,24 @@ def rewrite_nodes(function: Function, rule: Rule) -> Function:
     """Return `function` with `rule` applied to every node in order.
 
     The rule sees nodes whose inputs are substituted already, and emits replacements through the
-    builder, which carries the node's source location.
+    builder, which carries the node's source location. The names of the node's outputs are free
+    for what replaces them.
     """
     builder = Builder.over(function)
     subst: dict[Value, Value] = {}
     for node in function.nodes:
         node = replace(node, inputs=substituted(node.inputs, subst))
         builder.loc = node.loc
+        names = {v.name for v in node.outputs}
+        builder.names -= names
         new = rule(node, builder)
         if new is None:
+            builder.names |= names
             builder.nodes.append(node)
         else:
             values = new if isinstance(new, tuple) else (new,)
-            subst.update(zip(node.outputs, values, strict=True))
+            pairs = zip(node.outputs, values, strict=True)
+            subst.update((old, value) for old, value in pairs if old != value)
     return replace(
         function,
         nodes=tuple(builder.nodes),

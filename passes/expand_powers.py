@@ -28,7 +28,6 @@ def _product(node: Node, builder: Builder, producers: Producers) -> Value | None
     x, exponent = node.inputs
     if x.type != node.output.type or producers.number(exponent) not in (2, 3):
         return None
-    product = builder.emit(Mul(), x, x, name="square")
-    if producers.number(exponent) == 3:
-        product = builder.emit(Mul(), product, x, name="cube")
-    return product
+    if producers.number(exponent) == 2:
+        return builder.emit(Mul(), x, x, name=node.output.name)
+    return builder.emit(Mul(), builder.emit(Mul(), x, x), x, name=node.output.name)

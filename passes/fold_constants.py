@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..ir.dtypes import DType, round_to, to_storage
+from ..ir.dtypes import round_to, to_storage
 from ..ir.graph import Function, Graph, Node, Value
 from ..ir.interpret import weight_values
 from ..ir.ops.elementwise import Literal
@@ -85,7 +85,7 @@ class _Folder:
             return None
         with np.errstate(all="ignore"):
             out = round_to(t.dtype, np.asarray(node.op.reference(*arguments)))
-        return self.constant(node, out, builder) if t.rank else _literal(out, t.dtype, builder)
+        return self.constant(node, out, builder) if t.rank else _literal(node, out, builder)
 
     def constant(self, node: Node, array: np.ndarray, builder: Builder) -> Value:
         """Make a new constant of the function."""
@@ -101,9 +101,9 @@ class _Folder:
         return value
 
 
-def _literal(array: np.ndarray, dtype: DType, builder: Builder) -> Value | None:
+def _literal(node: Node, array: np.ndarray, builder: Builder) -> Value | None:
     """Make a literal, unless its text would not read back as the same number."""
     number = array.item()
     if number != number:  # NaN: its sign and payload have no text
         return None
-    return builder.literal(number, dtype)
+    return builder.emit(Literal(number, node.output.type.dtype), name=node.output.name)

@@ -164,9 +164,9 @@ class _Legalizer:
         op = node.op
         if isinstance(op, Dequantize) and self.narrow(node.output):
             op = replace(op, dtype=F32)
-        outputs = self.builder.add(
-            op, *map(self.number, node.inputs), name=self.free(node.outputs[0])
-        )
+        first = node.outputs[0]
+        name = f"{first.name}_wide" if self.narrow(first) else self.free(first)
+        outputs = self.builder.add(op, *map(self.number, node.inputs), name=name)
         for old, new in zip(node.outputs, outputs, strict=True):
             if self.narrow(old):
                 new = self.builder.emit(Encode(old.type.dtype), new, name=self.free(old))

@@ -104,7 +104,7 @@ def _needless_broadcast(node: Node, builder: Builder, producers: Producers) -> V
             continue
         inputs = (*node.inputs[:i], source.inputs[0], *node.inputs[i + 1 :])
         if node.op.infer(*(v.type for v in inputs)) == (node.output.type,):
-            return builder.emit(node.op, *inputs)
+            return builder.emit(node.op, *inputs, name=node.output.name)
     return None
 
 
@@ -121,7 +121,7 @@ def _where(node: Node, builder: Builder, producers: Producers) -> Value | None:
     chosen = a if number or a == b else b
     if chosen.type == node.output.type:
         return chosen
-    return builder.emit(BroadcastTo(node.output.type.shape), chosen)
+    return builder.emit(BroadcastTo(node.output.type.shape), chosen, name=node.output.name)
 
 
 def holds(wide: DType, narrow: DType) -> bool:
@@ -155,7 +155,7 @@ def _cast(node: Node, builder: Builder, producers: Producers) -> Value | None:
         return x
     inner = producers.made_by(x, Cast)
     if inner is not None and holds(x.type.dtype, inner.inputs[0].type.dtype):
-        return builder.emit(node.op, inner.inputs[0])
+        return builder.emit(node.op, inner.inputs[0], name=node.output.name)
     return None
 
 
@@ -168,7 +168,9 @@ def _same(node: Node, _builder: Builder, _producers: Producers) -> Value | None:
 
 def _reshape(node: Node, builder: Builder, producers: Producers) -> Value | None:
     inner = producers.made_by(node.inputs[0], Reshape)
-    return builder.emit(node.op, inner.inputs[0]) if inner is not None else None
+    return (
+        builder.emit(node.op, inner.inputs[0], name=node.output.name) if inner is not None else None
+    )
 
 
 def _transpose(node: Node, builder: Builder, producers: Producers) -> Value | None:
@@ -180,16 +182,18 @@ def _transpose(node: Node, builder: Builder, producers: Producers) -> Value | No
     if inner is not None:
         assert isinstance(inner.op, Transpose)
         merged = tuple(inner.op.permutation[a] for a in order)
-        return builder.emit(Transpose(merged), inner.inputs[0])
+        return builder.emit(Transpose(merged), inner.inputs[0], name=node.output.name)
     moved = [a for a in order if x.type.shape[a] != 1]
     if moved == sorted(moved):  # only axes of size 1 change their place
-        return builder.emit(Reshape(node.output.type.shape), x)
+        return builder.emit(Reshape(node.output.type.shape), x, name=node.output.name)
     return None
 
 
 def _broadcast_to(node: Node, builder: Builder, producers: Producers) -> Value | None:
     inner = producers.made_by(node.inputs[0], BroadcastTo)
-    return builder.emit(node.op, inner.inputs[0]) if inner is not None else None
+    return (
+        builder.emit(node.op, inner.inputs[0], name=node.output.name) if inner is not None else None
+    )
 
 
 def _slice(node: Node, builder: Builder, producers: Producers) -> Value | None:
@@ -202,7 +206,8 @@ def _slice(node: Node, builder: Builder, producers: Producers) -> Value | None:
         assert isinstance(inner.op, Slice)
         if inner.op.axis == op.axis and inner.op.step == 1:
             start, stop = dim(inner.op.start + op.start), dim(inner.op.start + op.stop)
-            return builder.emit(Slice(op.axis, start, stop, op.step), inner.inputs[0])
+            merged = Slice(op.axis, start, stop, op.step)
+            return builder.emit(merged, inner.inputs[0], name=node.output.name)
     joined = producers.made_by(x, Concat)
     if joined is not None:
         assert isinstance(joined.op, Concat)
@@ -234,7 +239,8 @@ def _concat(node: Node, builder: Builder, producers: Producers) -> Value | None:
     for i, (a, b) in enumerate(zip(node.inputs, node.inputs[1:], strict=False)):
         merged = _adjoining(a, b, node.op.axis, builder, producers)
         if merged is not None:
-            return builder.emit(node.op, *node.inputs[:i], merged, *node.inputs[i + 2 :])
+            inputs = (*node.inputs[:i], merged, *node.inputs[i + 2 :])
+            return builder.emit(node.op, *inputs, name=node.output.name)
     return None
 
 
@@ -262,7 +268,7 @@ def _matmul(node: Node, builder: Builder, producers: Producers) -> Value | None:
     last = tuple(range(b.type.rank))
     if source.op.permutation != (*last[:-2], last[-1], last[-2]):
         return None
-    return builder.emit(MatMul(not node.op.transpose_b), a, source.inputs[0])
+    return builder.emit(MatMul(not node.op.transpose_b), a, source.inputs[0], name=node.output.name)
 
 
 _RULES: tuple[
