@@ -34,13 +34,6 @@ if TYPE_CHECKING:
     from .passes.pipeline import ExtraPass
 
 DTYPES = ("f32", "bf16")
-#: The checkpoint's own small files that text in and text out need.
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +93,12 @@ def compile(
         for stage, text in stage_texts(captured.graph, records).items()
     }
     if captured.folder is not None and captured.language_model is not None:
-        files |= _small_files(captured.folder)
+        names = captured.language_model["tokenizer_files"]
+        files |= {name: (captured.folder / name).read_bytes() for name in names}
     for module in modules:
         files |= _module_files(module)
     report("describe weights")
-    constants, weight_files, data = _constants(planned, captured.folder)
+    constants, weight_files, data = _constants(planned, captured)
     if data:
         files[CONSTANTS] = data
     manifest: dict[str, Any] = {
@@ -172,7 +166,7 @@ def _capture_checkpoint(
     read_config(path)  # its errors come before those of anything that takes long
     report("capture")
     graph, info = capture_language_model(path, dtype=dtype, config_only=config_only)
-    described = dataclasses.asdict(info)
+    described = info.to_dict()
     longest: int = described["max_positions"]
     if max_seq is not None:
         if not 1 <= max_seq <= longest:
@@ -214,10 +208,6 @@ def _generated(graph: Graph, target: Target, report: Progress) -> Module:
 
     report(f"generate {target.name}")
     return generate(graph, target)
-
-
-def _small_files(folder: Path) -> dict[str, Content]:
-    return {n: (folder / n).read_bytes() for n in _TOKENIZER_FILES if (folder / n).is_file()}
 
 
 def _folder(module: Module) -> str:
@@ -298,9 +288,12 @@ def _pass(record: PassRecord) -> dict[str, Any]:
 
 
 def _constants(
-    graph: Graph, folder: Path | None
+    graph: Graph, captured: _Captured
 ) -> tuple[dict[str, Any], list[dict[str, Any]], tuple[bytes | memoryview, ...]]:
-    """Return the table of constants, the weight files, and the file of data held in memory."""
+    """Return the table of constants, the weight files, and the file of data held in memory.
+
+    `dtype` is the element type in memory, `format` what the checkpoint calls it.
+    """
     names = dict.fromkeys(v.name for f in graph.functions for v in f.constants)
     weights = {name: graph.weights[name] for name in names}
     held = {name: w.data for name, w in weights.items() if w.data is not None}
@@ -308,13 +301,17 @@ def _constants(
     where = dict(zip(held, plan.offsets, strict=True))
     used = list(dict.fromkeys(p.file for w in weights.values() for p in w.pieces))
     index = {file: number for number, file in enumerate(used)}
-    files = [_file((folder or Path()) / file) for file in used]
+    files = [_file((captured.folder or Path()) / file) for file in used]
     if held:
         files.append({"path": CONSTANTS, "size": plan.size, "fingerprint": None})
     table: dict[str, Any] = {}
     for name, weight in weights.items():
-        shape = [int(d) for d in weight.type.shape]
-        entry = {"dtype": weight.dtype.name, "shape": shape, "grid": weight.grid}
+        entry = {
+            "dtype": weight.dtype.name,
+            "format": captured.graph.weights.get(name, weight).dtype.name,
+            "shape": [int(d) for d in weight.type.shape],
+            "grid": weight.grid,
+        }
         if name in held:
             count, size = prod(weight.grid_shape), weight.nbytes
             offsets = [where[name] + i * size // max(count, 1) for i in range(count)]
@@ -340,7 +337,7 @@ def _bytes(array: np.ndarray) -> bytes | memoryview:
     import numpy as np
 
     array = np.asarray(array, order="C")
-    return memoryview(array.reshape(-1).view(np.uint8)) if array.size else b""
+    return array.reshape(-1).view(np.uint8).data if array.size else b""
 
 
 def _file(path: Path) -> dict[str, Any]:

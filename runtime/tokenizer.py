@@ -23,6 +23,7 @@ Message = Mapping[str, Any]
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"  # of older checkpoints
 TEMPLATE = "chat_template.jinja"
 #: Tokens of the prompt that the detokenizer sees, so that the first new one is joined rightly.
 _CONTEXT = 6
@@ -43,8 +44,10 @@ class Tokenizer:
             self._library: Library = Library.from_str(artifact.read(TOKENIZER).decode())
         except Exception as error:  # the library raises Exception itself
             raise DiluError(f"the checkpoint's {TOKENIZER} cannot be read: {error}") from error
-        has_config = CONFIG in artifact.files
-        self._config: dict[str, Any] = json.loads(artifact.read(CONFIG)) if has_config else {}
+        self._config: dict[str, Any] = {}
+        for name in (SPECIAL_TOKENS, CONFIG):
+            if name in artifact.files:
+                self._config |= json.loads(artifact.read(name))
         file = artifact.read(TEMPLATE).decode() if TEMPLATE in artifact.files else None
         self._template = _chat_template(file, self._config.get("chat_template"))
 

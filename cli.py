@@ -1,0 +1,302 @@
+"""The command line: parse, call the API, print.
+
+Invariants: results go to standard output, everything else to standard error; an error is one
+message and an exit code (1, or 2 for a wrong command line), with a traceback only for those who
+set DILU_DEBUG; what a command does not need is not imported.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from . import __version__, knobs
+from .errors import DiluError
+
+if TYPE_CHECKING:
+    from .runtime.language import TextStream
+    from .runtime.progress import Progress
+    from .runtime.session import Session
+
+INTERRUPTED = 128 + signal.SIGINT
+BROKEN_PIPE = 128 + signal.SIGPIPE
+TERMINATED = 128 + signal.SIGTERM
+_SECONDS_WITHOUT_BAR = 0.3
+
+app = typer.Typer(
+    help="Compile FP8 models and run them at FP8 memory on hardware without FP8.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit with its code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        app(arguments, prog_name="dilu")
+        code = 0
+    except SystemExit as stop:
+        raise stop from None
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+        _say("interrupted")
+    except BrokenPipeError:  # whoever read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = BROKEN_PIPE
+    except Exception as error:
+        if knobs.DEBUG.get():
+            raise
+        code = 1
+        _say(error.format() if isinstance(error, DiluError) else _unexpected(error))
+    sys.exit(code)
+
+
+def _unexpected(error: Exception) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    return (
+        f"error: {type(error).__name__}: {text}\n"
+        f"  hint: this is a bug in dilu; set {knobs.DEBUG.name}=1 to see where"
+    )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dilu {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("compile")
+def compile_command(
+    model: Annotated[
+        Path, typer.Argument(help="A checkpoint's directory, a config.json or a .pt2 file.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The artifact. [default: NAME.dilu]")
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="What to compile for; may be repeated. [default: this machine's cpu]"),
+    ] = None,
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="Copy the weights into the artifact.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="What to compute in: f32 or bf16.")] = "f32",
+    max_seq: Annotated[
+        int | None, typer.Option(help="The longest sequence, in tokens. [default: the model's]")
+    ] = None,
+    config_only: Annotated[
+        bool, typer.Option("--config-only", help="Compile without weights.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("-v", help="Say what is done and how long.")] = False,
+) -> None:
+    """Compile a model into an artifact."""
+    import time
+
+    from .compiler import compile as compile_model
+
+    started = time.perf_counter()
+    with _progress(verbose) as progress:
+        artifact = compile_model(
+            str(model),
+            target=target or "cpu",
+            dtype=dtype,
+            config_only=config_only,
+            bundle=bundle,
+            max_seq=max_seq,
+            progress=progress,
+        )
+        place = artifact.save(output or Path(f"{artifact.name}.dilu"), progress=progress)
+    kernels = {name: len(table["kernels"]) for name, table in artifact.targets.items()}
+    made = ", ".join(f"{n} kernels for {name}" for name, n in kernels.items())
+    print(f"{_shown(place)}: {made}, in {time.perf_counter() - started:.1f} s")
+
+
+@app.command()
+def run(
+    artifact: Annotated[Path, typer.Argument(help="The artifact of a language model.")],
+    prompt: Annotated[str, typer.Option(help="The text to continue; - reads standard input.")],
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is a user's message in a conversation.")
+    ] = False,
+    max_tokens: Annotated[int, typer.Option(help="How many tokens to make at most.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the likeliest token, more is more varied.")
+    ] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Choose among the k likeliest.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Choose among the likeliest that make up p.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes the choices repeatable.")] = None,
+    threads: Annotated[int | None, typer.Option(help="[default: the number of cores]")] = None,
+    target: Annotated[str | None, typer.Option(help="[default: the best for here]")] = None,
+    verbose: Annotated[bool, typer.Option("-v", help="Say what is loaded and how.")] = False,
+) -> None:
+    """Generate text: it goes to standard output, the statistics follow on standard error."""
+    from .runtime.session import load
+
+    with _progress(verbose) as progress:
+        session = load(artifact, threads=threads, target=target, progress=progress)
+    with session:
+        if verbose:
+            _say(f"{session.target}, {session.threads} threads: {session.target_reason}")
+        text = sys.stdin.read() if prompt == "-" else prompt
+        stream = session.language.stream(
+            text,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            chat=chat,
+        )
+        raise typer.Exit(_print_stream(stream, session))
+
+
+def _print_stream(stream: TextStream, session: Session) -> int:
+    """Print the pieces as they come, then the statistics; return the exit code."""
+    code = 0
+    try:
+        for piece in stream:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    stream.close()
+    print(flush=True)
+    from .runtime.describe import describe_run
+
+    note = "interrupted; " if code else ""
+    _say(note + describe_run(stream.statistics, session))
+    return code
+
+
+@app.command()
+def inspect(
+    artifact: Annotated[Path, typer.Argument(help="An artifact.")],
+    stage: Annotated[str | None, typer.Option(help="Print the IR of this stage.")] = None,
+    kernel: Annotated[str | None, typer.Option(help="Print the source of this kernel.")] = None,
+    target: Annotated[str | None, typer.Option(help="The target that --kernel is for.")] = None,
+) -> None:
+    """Show what an artifact holds."""
+    from .runtime import describe
+    from .runtime.artifact import Artifact
+
+    opened = Artifact.open(artifact)
+    if stage is None and kernel is None:
+        print(describe.describe_artifact(opened))
+    if stage is not None:
+        sys.stdout.write(describe.stage_text(opened, stage))
+    if kernel is not None:
+        sys.stdout.write(describe.kernel_text(opened, kernel, target))
+
+
+@app.command()
+def targets() -> None:
+    """List the targets that can be compiled for."""
+    from .codegen.targets import TARGETS, host_target
+
+    here = host_target()
+    for known in TARGETS:
+        needs = f"needs {', '.join(known.requires)}" if known.requires else ""
+        note = "this machine: cpu" if known == here else needs
+        print(f"{known.name:<18}{note}".rstrip())
+
+
+def _say(text: str) -> None:
+    """Write a line to standard error."""
+    sys.stdout.flush()
+    print(text, file=sys.stderr, flush=True)
+
+
+def _shown(path: Path) -> str:
+    """Return a path as short as it can be written here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+@contextmanager
+def _progress(verbose: bool) -> Generator[Progress]:
+    """Yield a progress function: a bar on a terminal, lines with -v, else nothing."""
+    if verbose:
+        with _lines() as progress:
+            yield progress
+    elif not sys.stderr.isatty():
+        from .runtime.progress import silent
+
+        yield silent
+    else:
+        with _bar() as progress:
+            yield progress
+
+
+@contextmanager
+def _lines() -> Generator[Progress]:
+    """Yield a progress function that prints every step when it is over, with its time."""
+    import time
+
+    step: list[Any] = ["", time.perf_counter()]
+
+    def report(text: str, done: int = 0, total: int = 0) -> None:
+        now = time.perf_counter()
+        if text != step[0]:
+            if step[0]:
+                _say(f"{now - step[1]:8.2f} s  {step[0]}")
+            step[:] = [text, now]
+
+    try:
+        yield report
+    finally:
+        report("")
+
+
+@contextmanager
+def _bar() -> Generator[Progress]:
+    """Yield a progress function that draws on the terminal and leaves nothing behind.
+
+    The library that draws is only loaded once something takes long enough to be worth a bar.
+    """
+    import time
+
+    started, bars = time.perf_counter(), []
+
+    def report(text: str, done: int = 0, total: int = 0) -> None:
+        if not bars:
+            if time.perf_counter() - started < _SECONDS_WITHOUT_BAR and text != "load the compiler":
+                return
+            bars.append(_make_bar())
+            bars[0].start()
+            bars[0].add_task(text)
+        bars[0].update(bars[0].task_ids[0], description=text, completed=done, total=total or None)
+
+    try:
+        yield report
+    finally:
+        if bars:
+            bars[0].stop()
+
+
+def _make_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,0 +1,178 @@
+"""What an artifact holds, as text for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DiluError
+from .artifact import Artifact
+from .bundle import piece_bytes
+from .expression import evaluate, symbols
+from .machine import resident_memory
+from .session import PREFILL_TOKENS, describe, nominal_sizes
+from .targets import obstacle
+from .weights import megabytes
+
+if TYPE_CHECKING:
+    from .generate import Statistics
+    from .session import Session
+
+
+def describe_artifact(artifact: Artifact) -> str:
+    """Return an overview: functions, targets, weights, memory plan, passes."""
+    parts = [
+        _head(artifact),
+        _functions(artifact),
+        _targets(artifact),
+        _weights(artifact),
+        _memory(artifact),
+        _passes(artifact),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def stage_text(artifact: Artifact, stage: str) -> str:
+    """Return the IR of a stage."""
+    name = f"graph/{stage}.txt"
+    if name not in artifact.files:
+        order = dict.fromkeys(["captured", *(p["stage"] for p in artifact.manifest["passes"])])
+        stages = [s for s in order if f"graph/{s}.txt" in artifact.files]
+        raise DiluError(f"there is no stage {stage!r}", hint=f"stages: {', '.join(stages)}")
+    return artifact.read(name).decode()
+
+
+def kernel_text(artifact: Artifact, name: str, target: str | None = None) -> str:
+    """Return the source of a kernel, by its name or the beginning of it."""
+    if target is not None and target not in artifact.targets:
+        raise DiluError(
+            f"there is no target {target!r}", hint=f"targets: {', '.join(artifact.targets)}"
+        )
+    for table in [artifact.targets[target]] if target else artifact.targets.values():
+        kernels = {k["name"]: k for k in table["kernels"]}
+        matches = [kernels[name]] if name in kernels else _starting(kernels, name)
+        if len(matches) == 1 and matches[0]["lines"]:
+            first, last = matches[0]["lines"]
+            lines = artifact.read(table["source"]).decode().splitlines()
+            return "\n".join(lines[first - 1 : last]) + "\n"
+    known = [k["name"] for table in artifact.targets.values() for k in table["kernels"]]
+    near = [k for k in dict.fromkeys(known) if name in k] or list(dict.fromkeys(known))
+    raise DiluError(f"there is no one kernel {name!r}", hint=f"kernels: {', '.join(near)}")
+
+
+def describe_run(statistics: Statistics, session: Session) -> str:
+    """Return what a run did, in one line."""
+    parts = [f"prompt {statistics.prompt_tokens} tokens, {statistics.prompt_rate:.1f} tok/s"]
+    if statistics.first_token_seconds is not None:
+        parts.append(f"first token after {statistics.first_token_seconds:.3f} s")
+    parts.append(f"{statistics.new_tokens} new tokens, {statistics.decode_rate:.1f} tok/s")
+    resident = resident_memory()
+    if resident is not None:
+        own = f"{megabytes(resident[1])} without mapped files"
+        parts.append(f"{megabytes(resident[0])} resident ({own})")
+    parts.append(f"{session.target} on {session.threads} threads")
+    return "; ".join(parts)
+
+
+def _starting(kernels: dict[str, Any], name: str) -> list[Any]:
+    return [kernel for key, kernel in kernels.items() if key.startswith(name)]
+
+
+def _head(artifact: Artifact) -> str:
+    manifest, options = artifact.manifest, artifact.manifest["options"]
+    lines = [f"{artifact.name}: format {manifest['format']}, made by dilu {manifest['dilu']}"]
+    if options.get("source"):
+        lines.append(f"  from {options['source']}")
+    info = manifest["language_model"]
+    if info:
+        count = f", {info['parameters'] / 1e6:,.1f}M parameters" if info.get("parameters") else ""
+        lines.append(f"  {info['architecture']}{count}, vocabulary of {info['vocab_size']}")
+        dtype = f", computes in {info['dtype']}" if info.get("dtype") else ""
+        lines.append(
+            f"  up to {info['max_positions']} tokens, cache pages of {info['page_size']}{dtype}"
+        )
+    return "\n".join(lines)
+
+
+def _functions(artifact: Artifact) -> str:
+    lines = ["functions"]
+    for entry in artifact.manifest["functions"]:
+        lines.append(f"  {entry['name']}({_values(entry['parameters'])})")
+        lines.append(f"    -> {_values(entry['results'])}")
+        if entry["states"]:
+            lines.append(f"    keeps {_values(entry['states'])}")
+    return "\n".join(lines)
+
+
+def _values(entries: Iterable[dict[str, Any]]) -> str:
+    return ", ".join(f"{e['name']}: {describe(e)}" for e in entries)
+
+
+def _targets(artifact: Artifact) -> str:
+    rows: list[Sequence[str]] = []
+    for name, table in artifact.targets.items():
+        kinds = Counter(k["kind"] for k in table["kernels"])
+        kernels = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+        needs = ", ".join(table.get("requires", ())) or "-"
+        reason = obstacle(table)
+        here = "runs here" if reason is None else f"does not run here: {reason}"
+        rows.append((name, f"needs {needs}", kernels, here))
+    return _table("targets", rows)
+
+
+def _weights(artifact: Artifact) -> str:
+    sizes: Counter[str] = Counter()
+    pieces: Counter[str] = Counter()
+    for constant in artifact.manifest["constants"].values():
+        form = constant.get("format") or constant["dtype"]
+        count = prod(constant["shape"][: constant["grid"]])
+        pieces[form] += count
+        sizes[form] += count * piece_bytes(constant)
+    if not sizes:
+        return "weights\n  none"
+    rows = [(form, megabytes(n), f"{pieces[form]} tensors") for form, n in sizes.most_common()]
+    rows.append(("all", megabytes(sizes.total()), f"{pieces.total()} tensors"))
+    if not artifact.has_weights:
+        return _table("weights (compiled from a configuration only: none are there)", rows)
+    files = artifact.manifest["files"]
+    places = [(f.get("absolute") or f["path"], megabytes(f["size"])) for f in files]
+    return _table("weights", rows) + "\n" + _table("weight files", places)
+
+
+def _memory(artifact: Artifact) -> str:
+    """Show what the plan needs for a token and for a chunk of a prompt."""
+    nominal = nominal_sizes(artifact.manifest["language_model"])
+    rows: list[Sequence[str]] = []
+    for entry in artifact.manifest["functions"]:
+        for plan in entry.get("memory", ()):
+            slots = plan["slots"]
+            names = {s for slot in slots for s in symbols(slot["size"])}
+            cases = [{n: nominal.get(n, 1) for n in names} | {"T": t} for t in (1, PREFILL_TOKENS)]
+            one, many = (megabytes(sum(evaluate(s["size"], c) for s in slots)) for c in cases)
+            values = sum(slot["values"] for slot in slots)
+            times = f" ×{plan['times']}" if plan["times"] > 1 else ""
+            size = f"{one}, {many} for T={PREFILL_TOKENS}" if "T" in names else one
+            rows.append((plan["function"] + times, f"{values} values in {len(slots)} slots", size))
+    return _table("memory plan (working memory of a call; scratch of kernels not counted)", rows)
+
+
+def _passes(artifact: Artifact) -> str:
+    rows = [
+        (
+            record["stage"],
+            record["name"],
+            f"{record['nodes_before']} → {record['nodes_after']} nodes",
+            f"{record['seconds']:.2f} s",
+        )
+        for record in artifact.manifest["passes"]
+    ]
+    return _table("passes", rows) if rows else ""
+
+
+def _table(title: str, rows: Sequence[Sequence[str]]) -> str:
+    """Return rows in aligned columns under a title."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join([title, *(f"  {line.rstrip()}" for line in cells)])
