@@ -207,6 +207,10 @@ def _to(builder: Builder, value: Value, dtype: DType) -> Value:
     return value if value.type.dtype == dtype else builder.emit(Cast(dtype), value)
 
 
+#: What the symbols of an index stay below.
+Bounds = dict[sympy.Symbol, Dim]
+
+
 class _Trace:
     """Follows single elements of a value upwards through ops that only move elements."""
 
@@ -225,13 +229,14 @@ class _Trace:
         if nope is None:
             return None
         t, h, d = self.t, self.h, self.d
-        value_dim = v.type.shape[2]
+        tokens, value_dim = k.type.shape[0], v.type.shape[2]
         assert isinstance(value_dim, int)
         per_head = nope + value_dim
-        key = self.source(k, (t, h, d), {h: heads, d: nope})
-        value = self.source(v, (t, h, d), {h: heads, d: value_dim})
-        rotary = self.source(k, (t, h, d + nope), {h: heads, d: width - nope})
-        if key is None or value is None or rotary is None or key[0] != value[0]:
+        limits: Bounds = {t: tokens, h: heads}
+        key = self.source(k, (t, h, d), limits | {d: nope})
+        value = self.source(v, (t, h, d), limits | {d: value_dim})
+        rotary = self.source(k, (t, h, d + nope), limits | {d: width - nope})
+        if key[0] != value[0]:
             return None
         expansion = self.producers.get(key[0].name)
         if expansion is None or not isinstance(expansion.op, MatMul):
@@ -254,11 +259,12 @@ class _Trace:
         return None
 
     def source(
-        self, value: Value, index: tuple[sympy.Expr, ...], bounds: dict[sympy.Symbol, int]
-    ) -> tuple[Value, tuple[sympy.Expr, ...]] | None:
+        self, value: Value, index: tuple[sympy.Expr, ...], bounds: Bounds
+    ) -> tuple[Value, tuple[sympy.Expr, ...]]:
         """Return the value and index that element `index` of `value` is moved from.
 
-        `bounds` limits the symbols in `index` (exclusive). None when a join cannot be decided.
+        `bounds` limits the symbols in `index` (exclusive). The trace ends at what computes, and
+        at a join whose part depends on the symbols.
         """
         while (node := self.producers.get(value.name)) is not None:
             op = node.op
@@ -290,7 +296,7 @@ class _Trace:
                         break
                     begin = end
                 else:
-                    return None
+                    return value, index
                 moved_axis = sympy.expand(index[op.axis] - begin)
                 index = (*index[: op.axis], moved_axis, *index[op.axis + 1 :])
                 value = part
@@ -302,7 +308,7 @@ class _Trace:
 
 
 def _reindex(
-    index: tuple[sympy.Expr, ...], old: Shape, new: Shape, bounds: dict[sympy.Symbol, int]
+    index: tuple[sympy.Expr, ...], old: Shape, new: Shape, bounds: Bounds
 ) -> tuple[sympy.Expr, ...] | None:
     """Return the index into `new` of the element at `index` of shape `old`, if it is plain."""
     flat: sympy.Expr = sympy.Integer(0)
