@@ -105,7 +105,10 @@ def compile(
         "format": FORMAT,
         "dilu": __version__,
         "name": captured.name,
-        "functions": [_function(f) for f in planned.functions],
+        "functions": [
+            _function(f, symbols)
+            for f, symbols in zip(planned.functions, modules[0].symbols, strict=True)
+        ],
         "targets": {m.target.name: _target(m) for m in modules},
         "files": weight_files,
         "constants": constants,
@@ -206,8 +209,7 @@ def _capture_module(model: Any, inputs: Any, dynamic_shapes: Any, report: Progre
 def _generated(graph: Graph, target: Target, report: Progress) -> Module:
     from .codegen.generate import generate
 
-    report(f"generate {target.name}")
-    return generate(graph, target)
+    return generate(graph, target, progress=lambda step: report(f"{step} for {target.name}"))
 
 
 def _folder(module: Module) -> str:
@@ -241,12 +243,10 @@ def _kernel(kernel: Any, source: str) -> dict[str, Any]:
     return {"name": kernel.name, "kind": kernel.kind, "function": kernel.function, "lines": lines}
 
 
-def _function(function: Function) -> dict[str, Any]:
-    from .codegen.lower import function_symbols
-
+def _function(function: Function, symbols: Sequence[str]) -> dict[str, Any]:
     return {
         "name": function.name,
-        "symbols": list(function_symbols(function)),
+        "symbols": list(symbols),
         "parameters": [_value(v) for v in function.parameters],
         "states": [_value(v) for v in function.states],
         "results": [_value(v) for v in function.results],

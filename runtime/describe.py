@@ -144,16 +144,17 @@ def _weights(artifact: Artifact) -> str:
 def _memory(artifact: Artifact) -> str:
     """Show what the plan needs for a token and for a chunk of a prompt."""
     nominal = nominal_sizes(artifact.manifest["language_model"])
+    chunk = nominal.get("T", PREFILL_TOKENS)
     rows: list[Sequence[str]] = []
     for entry in artifact.manifest["functions"]:
         for plan in entry.get("memory", ()):
             slots = plan["slots"]
             names = {s for slot in slots for s in symbols(slot["size"])}
-            cases = [{n: nominal.get(n, 1) for n in names} | {"T": t} for t in (1, PREFILL_TOKENS)]
+            cases = [{n: nominal.get(n, 1) for n in names} | {"T": t} for t in (1, chunk)]
             one, many = (megabytes(sum(evaluate(s["size"], c) for s in slots)) for c in cases)
             values = sum(slot["values"] for slot in slots)
             times = f" ×{plan['times']}" if plan["times"] > 1 else ""
-            size = f"{one}, {many} for T={PREFILL_TOKENS}" if "T" in names else one
+            size = f"{one}, {many} for T={chunk}" if "T" in names else one
             rows.append((plan["function"] + times, f"{values} values in {len(slots)} slots", size))
     return _table("memory plan (working memory of a call; scratch of kernels not counted)", rows)
 

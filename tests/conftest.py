@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["toy"]  # the artifact made by hand
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
