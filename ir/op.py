@@ -47,6 +47,10 @@ class Op:
     def attributes(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
 
+    def changed(self, **attributes: Any) -> Op:
+        """Return the op with other values of these attributes."""
+        return replace(self, **attributes)  # type: ignore[type-var]
+
     def sized(self, sizes: Mapping[str, int]) -> Op:
         """Return the op with every symbolic dimension in its attributes evaluated."""
 

@@ -9,7 +9,7 @@ from ..ir.ops.index import Reshape, Transpose
 from ..ir.ops.matmul import MatMul
 from ..ir.rewrite import map_functions
 from . import anchors
-from .hints import product_hint
+from .hints import product_hint, weight_hint
 from .loop_ops import LOOP_OPS, REDUCTIONS, is_one_space, region_rows
 from .regions import Dataflow, Region, cut_out, key
 
@@ -53,7 +53,7 @@ def _region(flow: Dataflow, node: Node) -> Region:
     for product in products:
         cloned |= _weight(flow, product)
     prologue, views = _prologue(flow, node, {key(p) for p in products})
-    core = "gate_up" if len(products) == 2 else "matmul"
+    core = weight_hint(flow, [p.inputs[1] for p in products])
     hint = product_hint(flow, core, prologue, tail)
     members = anchors.without_edges(flow, owned | prologue | cloned | views)
     owned = (owned | prologue) & members

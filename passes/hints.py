@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 
-from ..ir.graph import Node
+from ..ir.graph import Node, Value
 from ..ir.ops.elementwise import Add
 from .loop_ops import REDUCTIONS
 from .regions import Dataflow
@@ -30,6 +31,22 @@ def loops_hint(nodes: Sequence[Node]) -> str:
         return "silu"
     telling = list(dict.fromkeys(op for op in ops if op not in _QUIET)) or ops
     return "_".join(telling[-3:])
+
+
+def weight_hint(flow: Dataflow, weights: Sequence[Value]) -> str:
+    """Return what a product's weight is called, or just `matmul`."""
+    if len(weights) == 2:
+        return "gate_up"
+    constants = {c.name for c in flow.function.constants}
+    work = [weights[0]]
+    while work:
+        value = work.pop(0)
+        if value.name in constants:
+            words = re.findall(r"[A-Za-z]\w*", value.name.replace(".weight", ""))
+            return words[-1] if words else "matmul"
+        node = flow.made_by(value)
+        work += node.inputs[:1] if node is not None else ()
+    return "matmul"
 
 
 def product_hint(flow: Dataflow, core: str, prologue: Collection[str], tail: Sequence[str]) -> str:

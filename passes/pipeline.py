@@ -10,6 +10,7 @@ from ..errors import DiluError
 from ..ir.dtypes import DType
 from ..ir.graph import Graph
 from .absorb_mla import absorb_mla
+from .drop_unit_axes import drop_unit_axes
 from .eliminate_common import eliminate_common
 from .eliminate_dead import eliminate_dead
 from .expand_powers import expand_powers
@@ -24,6 +25,7 @@ from .legalize_float8 import legalize_float8
 from .manager import Pass, PassRecord, pass_name, run_passes
 from .plan_memory import plan_memory
 from .simplify_identities import simplify_identities
+from .sink_views import sink_views
 
 #: A pass to add at the end of `normalized`, or (place, pass) with a place such as
 #: `after:fold_constants`, `before:fuse_loops` or `replace:fuse_loops` (None to leave it out).
@@ -44,6 +46,9 @@ def pipeline(target: PassTarget) -> dict[str, list[Pass]]:
             absorb_mla,
             fold_constants,
             expand_powers,
+            drop_unit_axes,
+            simplify_identities,
+            sink_views,
             simplify_identities,
             eliminate_common,
             eliminate_dead,
