@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import sympy
@@ -234,7 +235,7 @@ class BlockBuilder:
     def _loop(self, size: Dim, body: Callable[[Dim], None], base: str) -> None:
         try:
             points = self._segment(0, size, body, base, keep=False)
-            for start, stop in zip(points[:-1], points[1:], strict=True):
+            for start, stop in pairwise(points):
                 self._segment(start, stop, body, base, keep=True)
         except _Resplit as ask:
             if self.depth.get(ask.var.name) != len(self.blocks):

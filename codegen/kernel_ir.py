@@ -1,4 +1,4 @@
-"""Kernel IR: what emitters read. Structured kernels of scalar expressions, and the plan that runs them.
+"""Kernel IR: what emitters read. Structured kernels of scalar expressions, and plans of kernels.
 
 A kernel is a list of steps; each step sees what the ones before it stored. `LoopNest` covers
 everything made of elementwise ops, reductions and data movement; `Matmul`, `Experts`, `Attention`
@@ -309,7 +309,7 @@ class Stacked:
 
 @dataclass(frozen=True)
 class CallPlan:
-    """Run `plan` `times` times. Its results, at `results`, are its first parameters' next values."""
+    """Run `plan` `times` times; its results are the next values of its first parameters."""
 
     plan: Plan
     times: int

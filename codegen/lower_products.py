@@ -82,7 +82,7 @@ class Region:
             self.steps += lower_loops(self.body, self.inputs, left, self.taken)
 
     def result_buffer(self, value: Value, dtype: DType | None = None) -> Buffer:
-        """Return where to store `value`: the output when it is a result of that type, or scratch."""
+        """Return where to store `value`: the output when it is one of that type, or scratch."""
         dtype = dtype or value.type.dtype
         for result, buffer in zip(self.body.results, self.outputs, strict=True):
             if result == value and buffer.dtype == dtype:

@@ -134,7 +134,7 @@ def cast_element(values: BodyValues, x: Expr, old: DType, new: DType) -> Expr:
     """Return an element of type `old` as one of type `new`."""
     source, target = compute_type(old), compute_type(new)
     if source != target:
-        if isinstance(x, Literal) and target in (F64,):
+        if isinstance(x, Literal) and target == F64:
             return Literal(float(x.value), target)
         x = values.builder.apply("cast", x, dtype=target)
     return x if old == new else values.rounded(x, new)
@@ -188,9 +188,9 @@ def _concat(values: BodyValues, node: Node, indices: Indices) -> Expr:
     parts: list[tuple[Expr | bool, Expr]] = []
     start: Dim = 0
     not_before: Expr | bool = True
-    for x in node.inputs:
+    for number, x in enumerate(node.inputs, 1):
         stop = index(start + x.type.shape[axis])
-        below = True if x is node.inputs[-1] else builder.below(at, stop)
+        below = number == len(node.inputs) or builder.below(at, stop)
         if below is False:
             start = stop
             continue

@@ -90,20 +90,19 @@ def _entries(program: Program, plans: list[EmittedPlan]) -> str:
         for number, entry in enumerate(program.entries):
             work = _with_sizes(emit_index(entry.work, 2), entry)
             with w.block(f"if (function == {number})"):
-                w.line(
-                    f"if ({work} != 0) dilu_pool_run(pool, entry_{number}, &(dilu_entry){{call, pool}});"
-                )
+                run = f"dilu_pool_run(pool, entry_{number}, &(dilu_entry){{call, pool}});"
+                w.line(f"if ({work} != 0) {run}")
                 w.line("return 0;")
         w.line("return 1;")
     w.line()
-    w.line(
-        f"{_EXPORT} dilu_pool* dilu_pool_create(int threads) {{ return dilu_pool_create_(threads); }}"
-    )
-    w.line(f"{_EXPORT} void dilu_pool_destroy(dilu_pool* pool) {{ dilu_pool_destroy_(pool); }}")
-    return (
-        "typedef struct {\n  const dilu_call* call;\n  dilu_pool* pool;\n} dilu_entry;\n\n"
-        + w.text()
-    )
+    w.line(f"{_EXPORT} dilu_pool* dilu_pool_create(int threads) {{")
+    w.line("  return dilu_pool_create_(threads);\n}")
+    w.line(f"{_EXPORT} void dilu_pool_destroy(dilu_pool* pool) {{")
+    w.line("  dilu_pool_destroy_(pool);\n}")
+    return _ENTRY + w.text()
+
+
+_ENTRY = "typedef struct {\n  const dilu_call* call;\n  dilu_pool* pool;\n} dilu_entry;\n\n"
 
 
 def _with_sizes(text: str, entry: Entry) -> str:

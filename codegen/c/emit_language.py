@@ -33,7 +33,17 @@ def emit_attention(w: Writer, step: Attention, frame: Frame) -> None:
     }  # fmt: skip
     with w.block():
         emit_struct(w, "dilu_attention_args", "args", fields)
-        w.line(f"dilu_attention({FORMATS[step.keys.dtype.name]}, &args, pool, thread);")
+        w.line(f"{_paged(step.keys, frame)}(&args, pool, thread);")
+
+
+def _paged(cache: Buffer, frame: Frame) -> str:
+    """Return the name of the attention kernel for a cache's format."""
+    name = f"attention_{cache.dtype.name}"
+    return frame.instance(
+        name,
+        f"DILU_NOINLINE void {name}(const dilu_attention_args* args, dilu_pool* pool, int thread)"
+        f" {{\n  dilu_attention({FORMATS[cache.dtype.name]}, args, pool, thread);\n}}\n",
+    )
 
 
 def _strides(prefix: str, cache: Buffer) -> dict[str, str]:

@@ -11,6 +11,7 @@ from .statements import cost, emit_loop, emit_statements
 from .writer import Writer
 
 _PIECE = 2048  # operations' worth of elements in a piece of a row, about
+_SHORTEST = 64  # iterations of an innermost loop in a piece
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,9 @@ def _pieces(nest: LoopNest) -> Pieces | None:
             return None
         stop = loop.stop
     per_element = max((_known(cost(s.body)) for s in loops), default=1)
-    length = max(1, _PIECE // max(per_element, 1))
-    length = max(16, length // 16 * 16) if length >= 16 else length
+    length = max(_SHORTEST, _PIECE // max(per_element, 1) // 16 * 16)
+    if isinstance(loops[0].stop, int) and any(isinstance(s, Loop) for s in loops[0].body):
+        length = max(1, _PIECE // max(per_element, 1))
     if isinstance(stop, int):
         count = -(-stop // length)
         if count <= 1:

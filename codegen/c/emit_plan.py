@@ -70,6 +70,10 @@ class ModuleText:
     def kernel(self, kernel: Kernel) -> Frame:
         wanted = self.fresh(c_name(kernel.name))
         text, frame = emit_kernel(kernel, wanted)
+        for instance, definition in frame.instances.items():
+            if instance not in self._names:
+                self._names.add(instance)
+                self.parts.append(definition)
         name = self.once(f"/* {kernel.kind} */\n{text}", wanted)
         if name == wanted:
             self._frames[name] = frame
@@ -219,7 +223,9 @@ def _emit_call(w: Writer, step: CallPlan, emitted: EmittedPlan) -> None:
             states = [_state(s) for s in step.states]
             w.line(f"char* const parts[] = {{{', '.join(states) or '0'}}};")
             constants = [_constant(s) for s in step.constants]
-            w.line(f"const dilu_constant weights[] = {{{', '.join(constants) or '{0, 0}'}}};")
+            with w.block("const dilu_constant weights[] =", "};"):
+                for constant in constants or ["{0, 0}"]:
+                    w.line(f"{constant},")
             w.line(
                 f"{emitted.name}(pool, thread, scratch{emitted.arguments()}, passed, parts,"
                 " weights, made, inner);"

@@ -22,6 +22,7 @@ def emit_matmul(w: Writer, step: Matmul, frame: Frame) -> None:
     """Emit the prologue, a barrier, and the product with its epilogue."""
     weight = step.weights[0]
     packed = step.transpose_b
+    assert packed or len(step.weights) == 1
     rows = dim(step.M * step.batch)
     x, stride = emit_activations(w, step.a, step.prologue, rows, step.K, weight, packed, frame)
     epilogue, ctx = emit_epilogue(step.epilogue, step.batch, step.N, frame)
@@ -31,18 +32,33 @@ def emit_matmul(w: Writer, step: Matmul, frame: Frame) -> None:
         "batch": emit_index(step.batch), "batch_rows": emit_index(weight.batch_rows),
         "row0": emit_index(weight.row), "x": x, "x_stride": stride,
         "x_batch_stride": f"{emit_index(step.M, 2)} * {stride}",
-        "codes": _pair([frame.data(v.codes) for v in step.weights]),
-        "scales": _pair([frame.data(v.scales) if v.scales else "0" for v in step.weights]),
+        "codes": _pair([c_name(v.codes.name) for v in step.weights]),
+        "scales": _pair([c_name(v.scales.name) if v.scales else "0" for v in step.weights]),
         "weight_stride": emit_index(weight.columns),
         "scale_stride": emit_index(_scale_stride(weight)), "scratch": scratch,
     }  # fmt: skip
     with w.block():
         emit_struct(w, "dilu_matmul_args", "args", fields)
-        call = f"{weight_type(weight)}, "
-        name = "dilu_matmul" if packed else "dilu_matmul_kn"
-        if packed:
-            call += f"{len(step.weights)}, "
-        w.line(f"{name}({call}&args, {epilogue}, {ctx}, pool, thread);")
+        name = _product(step, frame)
+        w.line(f"{name}(&args, {epilogue}, {ctx}, pool, thread);")
+
+
+def _product(step: Matmul, frame: Frame) -> str:
+    """Return the name of the product for these weights' formats.
+
+    One copy of it serves a module: the epilogue is called once for many results, so nothing is
+    won by compiling the product into every kernel.
+    """
+    weight, count = step.weights[0], len(step.weights)
+    kind = "matmul" if step.transpose_b else "matmul_kn"
+    name = f"{kind}_{count}_{weight_name(weight)}"
+    constants = weight_type(weight) + (f", {count}" if step.transpose_b else "")
+    return frame.instance(
+        name,
+        f"DILU_NOINLINE void {name}(const dilu_matmul_args* args, dilu_epilogue epilogue,\n"
+        "  const void* ctx, dilu_pool* pool, int thread) {\n"
+        f"  dilu_{kind}({constants}, args, epilogue, ctx, pool, thread);\n}}\n",
+    )
 
 
 def _pair(items: list[str]) -> str:
@@ -60,6 +76,13 @@ def weight_type(weight: Weight) -> str:
     scale = FORMATS[weight.scales.dtype.name] if weight.scales is not None else "DILU_NONE"
     rows, columns = weight.block
     return f"(dilu_weight_type){{{FORMATS[weight.format.name]}, {scale}, {rows}, {columns}}}"
+
+
+def weight_name(weight: Weight) -> str:
+    """Return a name for what `weight_type` describes."""
+    scale = weight.scales.dtype.name if weight.scales is not None else "none"
+    rows, columns = weight.block
+    return f"{weight.format.name}_{scale}_{rows}_{columns}"
 
 
 def emit_struct(w: Writer, kind: str, name: str, fields: dict[str, str]) -> None:
@@ -156,7 +179,7 @@ def emit_epilogue(e: Epilogue, batch: Dim, N: Dim, frame: Frame) -> tuple[str, s
         emit_statements(body, e.body, ex)
     w = frame.before
     head = f"const void* ctx, int64_t {row}, int64_t column, int64_t count, {sums}"
-    with w.block(f"DILU_INLINE void {name}({head})"):
+    with w.block(f"DILU_NOINLINE void {name}({head})"):
         frame.unpack_context(w, body)
         w.append(body)
     w.line()
@@ -179,15 +202,6 @@ def emit_experts(w: Writer, step: Experts, frame: Frame) -> None:
     x, stride = emit_activations(
         w, step.a, step.prologue, step.T, step.H, step.gate_up, True, frame
     )
-    activation = frame.function("activation")
-    before = frame.before
-    head = "const void* ctx, int64_t count, const float* gate, const float* up, float* hidden"
-    with before.block(f"DILU_INLINE void {activation}({head})"):
-        before.line("(void)ctx;")
-        before.pragma("omp simd")
-        expression = ACTIVATIONS[step.activation]
-        before.line(f"for (int64_t i = 0; i < count; i++) hidden[i] = {expression} * up[i];")
-    before.line()
     epilogue, ctx = emit_epilogue(step.epilogue, 1, step.H, frame)
     sizes = {
         n: emit_index(v)
@@ -196,7 +210,8 @@ def emit_experts(w: Writer, step: Experts, frame: Frame) -> None:
     listed = ", ".join(f".{n} = {v}" for n, v in sizes.items())
     scratch = frame.space(f"dilu_experts_scratch(&(dilu_experts_args){{{listed}}}, threads)")
     fields = {
-        **sizes, "x": x, "x_stride": stride, "indices": c_name(step.indices.name), "index_bytes": "8",
+        **sizes, "x": x, "x_stride": stride,
+        "indices": c_name(step.indices.name), "index_bytes": "8",
         "routing": c_name(step.routing.name),
         "gate_up_codes": _table(step.gate_up.codes, 2, frame),
         "gate_up_scales": _table(step.gate_up.scales, 2, frame),
@@ -207,8 +222,26 @@ def emit_experts(w: Writer, step: Experts, frame: Frame) -> None:
     }  # fmt: skip
     with w.block():
         emit_struct(w, "dilu_experts_args", "args", fields)
-        types = f"{weight_type(step.gate_up)}, {weight_type(step.down)}"
-        w.line(f"dilu_experts({types}, &args, {activation}, {epilogue}, {ctx}, pool, thread);")
+        w.line(f"{_grouped_product(step, frame)}(&args, {epilogue}, {ctx}, pool, thread);")
+
+
+def _grouped_product(step: Experts, frame: Frame) -> str:
+    """Return the name of the grouped product for these formats and this activation."""
+    types = f"{weight_name(step.gate_up)}_{weight_name(step.down)}"
+    name = f"experts_{step.activation}_{types}"
+    constants = f"{weight_type(step.gate_up)}, {weight_type(step.down)}"
+    return frame.instance(
+        name,
+        f"DILU_INLINE void {name}_activation(const void* ctx, int64_t count, const float* gate,\n"
+        "  const float* up, float* hidden) {\n"
+        "  (void)ctx;\n"
+        "#pragma omp simd\n"
+        "  for (int64_t i = 0; i < count; i++)\n"
+        f"    hidden[i] = {ACTIVATIONS[step.activation]} * up[i];\n}}\n\n"
+        f"DILU_NOINLINE void {name}(const dilu_experts_args* args, dilu_epilogue epilogue,\n"
+        "  const void* ctx, dilu_pool* pool, int thread) {\n"
+        f"  dilu_experts({constants}, args, {name}_activation, epilogue, ctx, pool, thread);\n}}\n",
+    )
 
 
 def _table(buffer: Buffer | None, parts: int, frame: Frame) -> str:

@@ -24,11 +24,18 @@ class Frame:
         self.sizes: list[str] = []  # bytes of each scratch space
         self._heads: list[str] = []
         self._count = 0
-        self._context: bool = False
+        self._context = False
+        self.context_fields: list[tuple[str, str]] = []
+        self.instances: dict[str, str] = {}
 
     def fresh(self, base: str) -> str:
         self._count += 1
         return f"{base}{self._count}_"
+
+    def instance(self, name: str, definition: str) -> str:
+        """Ask for a micro-kernel with its constants filled in, one for the module; return `name`."""
+        self.instances[name] = definition
+        return name
 
     def function(self, what: str) -> str:
         """Return the name of a function that stands before the kernel."""
@@ -71,8 +78,10 @@ class Frame:
     def space(self, size: str) -> str:
         """Return the name of a shared space of `size` bytes."""
         name = f"space{len(self.sizes)}_"
-        before = f"space{len(self.sizes) - 1}_ + dilu_align({self.sizes[-1]})"
-        self._heads.append(f"char* const {name} = {before if self.sizes else 'scratch'};")
+        place = "scratch"
+        if self.sizes:
+            place = f"space{len(self.sizes) - 1}_ + dilu_align({self.sizes[-1]})"
+        self._heads.append(f"char* const {name} = {place};")
         self.sizes.append(size)
         return name
 

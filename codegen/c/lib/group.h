@@ -84,12 +84,6 @@ DILU_INLINE dilu_group dilu_group_decode(int format, const void* codes) {
   }
 }
 
-/* Decodes a group that may hold special codes: the same numbers, NaN and infinity as themselves. */
-DILU_NOINLINE void dilu_group_exact_store(int format, const void* codes, float* out) {
-  float half = dilu_pow2(-(dilu_gap(format) / 2)); /* 2^-gap in two steps, both exact */
-  for (int i = 0; i < DILU_GROUP; i++) out[dilu_lane(format, i)] = dilu_load(format, codes, i) * half * half;
-}
-
 /* ---- special codes --------------------------------------------------------------------- */
 
 /* Whether in-place decoding misses special codes of this format. */

@@ -65,15 +65,20 @@ typedef void (*dilu_epilogue)(const void* ctx, int64_t row, int64_t col, int64_t
 
 #define DILU_CHUNK 128       /* columns accumulated before a scale is applied; scale blocks may shorten it */
 #define DILU_DIRECT_ROWS 4   /* up to so many activation rows, weights go from memory to registers */
+#define DILU_DIRECT_SEGMENT 4096 /* activations, over all rows, that share the first-level cache with weights */
+#define DILU_FETCH_AHEAD 3072 /* bytes; what the memory delivers while one core works on as much */
+#define DILU_STRIP 64        /* columns per strip on the direct path, at most */
 #define DILU_PANEL_ROWS 48   /* weight rows decoded at once; a multiple of 4 and of DILU_TILE_COLS */
-#define DILU_PANEL_COLS 1024 /* columns decoded at once; a multiple of DILU_CHUNK */
+#define DILU_PANEL_COLS 512  /* columns decoded at once; a multiple of DILU_CHUNK */
 #define DILU_PANEL_BATCH 128 /* activation rows that use a decoded panel */
 #define DILU_TILE_ROWS 4     /* results in registers: rows times columns, eight lanes each */
 #define DILU_TILE_COLS 3
-#define DILU_STRIP 64        /* columns per strip on the direct path, at most */
+#define DILU_FEW_TILES 4     /* up to so many tiles of activation rows stay in the first-level cache */
 
+/* What a thread works in. */
 typedef struct {
   _Alignas(64) float panel[DILU_PANEL_ROWS * DILU_PANEL_COLS];
+  _Alignas(64) float x[DILU_FEW_TILES * DILU_TILE_ROWS * DILU_PANEL_COLS];
   _Alignas(64) float sums[DILU_PANEL_BATCH * DILU_PANEL_ROWS * DILU_LANES];
   float scales[DILU_PANEL_ROWS * (DILU_PANEL_COLS / DILU_GROUP)];
   float results[2][DILU_PANEL_BATCH * DILU_PANEL_ROWS];
@@ -121,10 +126,13 @@ DILU_INLINE dilu_matrix_row dilu_row(dilu_weight_type type, const dilu_matrix* w
   return r;
 }
 
-/* Copies the last, incomplete group of a row, so that nothing beyond the row is read. */
-DILU_INLINE const char* dilu_tail(int format, const char* codes, int64_t count, char* buffer) {
+/* The codes of columns k..k+32 of a row: in place, or from the last, incomplete group copied to the
+ * buffer, so that nothing beyond the row is read. */
+DILU_INLINE const char* dilu_group_at(int format, const char* codes, int64_t k, int64_t K, char* buffer) {
+  codes += k * dilu_size(format);
+  if (__builtin_expect(K - k >= DILU_GROUP, 1)) return codes;
   memset(buffer, 0, DILU_GROUP * 4);
-  memcpy(buffer, codes, (size_t)(count * dilu_size(format)));
+  memcpy(buffer, codes, (size_t)((K - k) * dilu_size(format)));
   return buffer;
 }
 
@@ -143,43 +151,55 @@ DILU_INLINE const float* dilu_row_x(const dilu_rows* rows, int64_t i) {
   return rows->x + (rows->rows ? rows->rows[i] / rows->divisor : i) * rows->stride;
 }
 
-/* Adds one group of a weight row, times `count` activation rows, to acc. */
-DILU_INLINE v_bits dilu_group_dot(int format, int count, const char* codes, const float* const* x, int64_t k, v_f32* acc, v_bits flag) {
-  dilu_group w = dilu_group_decode(format, codes);
+/* The direct kernels work on so many weight rows at once: two share the loads of activations, one alone
+ * leaves the memory a single sequential stream. */
+#define DILU_DIRECT_COLS(count) ((count) > 1 ? 2 : 1)
+#define DILU_DIRECT_TILE (2 * DILU_DIRECT_ROWS)
+
+/* Adds one group of `cols` weight rows, times `count` activation rows, to acc[weight row][activation row]. */
+DILU_INLINE void dilu_group_dot(int format, int cols, int count, const char* const* codes, const float* const* x, int64_t k,
+                                v_f32* acc, v_bits* flag) {
+  dilu_group w[2];
+  for (int n = 0; n < cols; n++) w[n] = dilu_group_decode(format, codes[n]);
   for (int j = 0; j < 4; j++)
-    for (int m = 0; m < count; m++) acc[m] = v_fma(w.lane[j], v_load(x[m] + k + j * DILU_LANES), acc[m]);
-  return dilu_flag(format, codes, flag);
+    for (int m = 0; m < count; m++) {
+      v_f32 value = v_load(x[m] + k + j * DILU_LANES);
+      for (int n = 0; n < cols; n++) acc[n * count + m] = v_fma(w[n].lane[j], value, acc[n * count + m]);
+    }
+  for (int n = 0; n < cols; n++) flag[n] = dilu_flag(format, codes[n], flag[n]);
 }
 
-/* sums[m] = lanes of weight row . x[m] for `count` activation rows; returns the flag of special codes. */
-DILU_INLINE v_bits dilu_row_dot(dilu_weight_type type, int count, dilu_matrix_row row, const float* const* x, int64_t K,
-                              v_f32* sums) {
+/* Adds columns k0..k1 of `cols` weight rows, times `count` activation rows, to sums; flag[n] tells of
+ * special codes. What lies `ahead` bytes further on is fetched into the cache meanwhile. */
+DILU_INLINE void dilu_rows_dot(dilu_weight_type type, int cols, int count, const dilu_matrix_row* row, int64_t ahead,
+                               const float* const* x, int64_t K, int64_t k0, int64_t k1, v_f32* sums, v_bits* flag) {
   const int64_t chunk = dilu_chunk(type, K), size = dilu_size(type.format);
   const float remainder = dilu_remainder(type.format);
-  v_bits flag = v_bits_zero();
-  v_f32 acc[DILU_DIRECT_ROWS];
-  int64_t k = 0;
-  for (int m = 0; m < count; m++) sums[m] = v_zero();
-  for (; k + chunk <= K; k += chunk) {
-    for (int m = 0; m < count; m++) acc[m] = v_zero();
-    for (int64_t byte = 0; byte < chunk * size; byte += DILU_LINE) __builtin_prefetch(row.codes + k * size + 3072 + byte);
-    for (int g = 0; g < 4; g++)
-      if (g * DILU_GROUP < chunk)
-        flag = dilu_group_dot(type.format, count, row.codes + (k + g * DILU_GROUP) * size, x, k + g * DILU_GROUP, acc, flag);
-    v_f32 scale = v_set(dilu_scale(type, row.scales, k) * remainder);
-    for (int m = 0; m < count; m++) sums[m] = v_fma(acc[m], scale, sums[m]);
+  for (int n = 0; n < cols; n++) flag[n] = v_bits_zero();
+  for (int64_t k = k0; k < k1; k += chunk) {
+    v_f32 acc[DILU_DIRECT_TILE];
+    for (int i = 0; i < cols * count; i++) acc[i] = v_zero();
+    for (int n = 0; n < cols; n++)
+      for (int64_t byte = 0; byte < chunk * size; byte += DILU_LINE) __builtin_prefetch(row[n].codes + k * size + ahead + byte);
+    if (__builtin_expect(k + chunk <= k1, 1)) {
+      for (int g = 0; g < chunk / DILU_GROUP; g++) {
+        const char* codes[2];
+        for (int n = 0; n < cols; n++) codes[n] = row[n].codes + (k + g * DILU_GROUP) * size;
+        dilu_group_dot(type.format, cols, count, codes, x, k + g * DILU_GROUP, acc, flag);
+      }
+    } else {
+      for (int64_t i = k; i < k1; i += DILU_GROUP) {
+        char buffers[2][DILU_GROUP * 4];
+        const char* codes[2];
+        for (int n = 0; n < cols; n++) codes[n] = dilu_group_at(type.format, row[n].codes, i, K, buffers[n]);
+        dilu_group_dot(type.format, cols, count, codes, x, i, acc, flag);
+      }
+    }
+    for (int n = 0; n < cols; n++) {
+      v_f32 scale = v_set(dilu_scale(type, row[n].scales, k) * remainder);
+      for (int m = 0; m < count; m++) sums[n * count + m] = v_fma(acc[n * count + m], scale, sums[n * count + m]);
+    }
   }
-  if (k == K) return flag;
-  v_f32 scale = v_set(dilu_scale(type, row.scales, k) * remainder);
-  for (int m = 0; m < count; m++) acc[m] = v_zero();
-  for (; k < K; k += DILU_GROUP) {
-    char buffer[DILU_GROUP * 4];
-    const char* codes = row.codes + k * size;
-    if (K - k < DILU_GROUP) codes = dilu_tail(type.format, codes, K - k, buffer);
-    flag = dilu_group_dot(type.format, count, codes, x, k, acc, flag);
-  }
-  for (int m = 0; m < count; m++) sums[m] = v_fma(acc[m], scale, sums[m]);
-  return flag;
 }
 
 /* The result of a weight row that holds NaN or infinity, number by number. It is NaN or infinite, and
@@ -193,99 +213,133 @@ DILU_NOINLINE float dilu_special_result(dilu_weight_type type, dilu_matrix_row r
   return sum;
 }
 
-/* results[m*stride + n-n0] for weight rows n0..n1 and `count` activation rows. */
+/* results[m*DILU_STRIP + n-n0] for weight rows n0..n1 and `count` activation rows. Long rows are done in
+ * segments, all weight rows for each, so that the activations' segments stay in the first-level cache. */
 DILU_INLINE void dilu_direct_columns(dilu_weight_type type, int count, const dilu_matrix* w, int64_t row0, int64_t n0, int64_t n1,
-                                     int64_t K, const float* const* x, float* results, int64_t stride) {
-  for (int64_t n = n0; n < n1; n++) {
-    v_f32 sums[DILU_DIRECT_ROWS];
-    dilu_matrix_row row = dilu_row(type, w, row0 + n);
-    int special = dilu_flag_raised(type.format, dilu_row_dot(type, count, row, x, K, sums));
-    for (int m = 0; m < count; m++) results[m * stride + n - n0] = v_hsum(sums[m]);
-    if (__builtin_expect(special, 0))
-      for (int m = 0; m < count; m++) results[m * stride + n - n0] = dilu_special_result(type, row, x[m], K);
+                                     int64_t K, const float* const* x, dilu_matmul_space* space, float* results) {
+  const int cols = DILU_DIRECT_COLS(count);
+  const int64_t segment = DILU_DIRECT_SEGMENT / count / DILU_CHUNK * DILU_CHUNK, size = dilu_size(type.format);
+  const int64_t next_rows = cols * (1 + DILU_FETCH_AHEAD / (cols * segment * size));
+  const int64_t ahead = K <= segment && cols == 1 ? DILU_FETCH_AHEAD : next_rows * w->stride * size;
+  char special[DILU_STRIP + 1] = {0};
+  for (int64_t k0 = 0; k0 < K; k0 += segment) {
+    int64_t k1 = k0 + segment < K ? k0 + segment : K;
+    for (int64_t n = n0; n < n1; n += cols) {
+      v_f32 sums[DILU_DIRECT_TILE];
+      v_bits flag[2];
+      dilu_matrix_row row[2];
+      float* kept = space->sums + (n - n0) * count * DILU_LANES;
+      for (int i = 0; i < cols; i++) row[i] = dilu_row(type, w, row0 + (n + i < n1 ? n + i : n1 - 1));
+      for (int i = 0; i < cols * count; i++) sums[i] = k0 ? v_load(kept + i * DILU_LANES) : v_zero();
+      dilu_rows_dot(type, cols, count, row, ahead, x, K, k0, k1, sums, flag);
+      for (int i = 0; i < cols * count; i++) v_store(kept + i * DILU_LANES, sums[i]);
+      for (int i = 0; i < cols; i++) special[n + i - n0] |= (char)dilu_flag_raised(type.format, flag[i]);
+    }
   }
+  for (int64_t n = n0; n < n1; n++)
+    for (int m = 0; m < count; m++) {
+      float* result = results + m * DILU_STRIP + n - n0;
+      *result = v_hsum(v_load(space->sums + ((n - n0) * count + m) * DILU_LANES));
+      if (__builtin_expect(special[n - n0], 0)) *result = dilu_special_result(type, dilu_row(type, w, row0 + n), x[m], K);
+    }
 }
 
+/* For up to DILU_DIRECT_ROWS activation rows and DILU_STRIP weight rows. */
 DILU_INLINE void dilu_direct(dilu_weight_type type, const dilu_matrix* w, int64_t row0, int64_t n0, int64_t n1, int64_t K,
-                             const dilu_rows* rows, int64_t m0, int64_t m1, float* results, int64_t stride) {
+                             const dilu_rows* rows, int64_t m0, int64_t m1, dilu_matmul_space* space, float* results) {
   const float* x[DILU_DIRECT_ROWS];
   for (int64_t m = m0; m < m1; m++) x[m - m0] = dilu_row_x(rows, m);
   switch (m1 - m0) {
-    case 1: dilu_direct_columns(type, 1, w, row0, n0, n1, K, x, results, stride); break;
-    case 2: dilu_direct_columns(type, 2, w, row0, n0, n1, K, x, results, stride); break;
-    case 3: dilu_direct_columns(type, 3, w, row0, n0, n1, K, x, results, stride); break;
-    default: dilu_direct_columns(type, 4, w, row0, n0, n1, K, x, results, stride); break;
+    case 1: dilu_direct_columns(type, 1, w, row0, n0, n1, K, x, space, results); break;
+    case 2: dilu_direct_columns(type, 2, w, row0, n0, n1, K, x, space, results); break;
+    case 3: dilu_direct_columns(type, 3, w, row0, n0, n1, K, x, space, results); break;
+    default: dilu_direct_columns(type, 4, w, row0, n0, n1, K, x, space, results); break;
   }
 }
 
 /* ---- panel path: weights decoded to f32 in cache ----------------------------------------- */
 
-/* Decodes columns k0..k1 of one weight row. Without elementwise scales, scales[c] gets the factor of
- * chunk c; with them it gets the remainder of the prescale alone. */
-DILU_INLINE void dilu_panel_row(dilu_weight_type type, dilu_matrix_row row, int64_t K, int64_t k0, int64_t k1, float* panel,
-                                float* scales) {
-  const int64_t size = dilu_size(type.format), chunk = dilu_chunk(type, K);
+/* Panels and activations are interleaved by tiles, [tile][column / 8][row of the tile][lane], so that a
+ * tile kernel reads two sequential streams: rows far apart by a power of two would evict each other. */
+#define DILU_PANEL_TILE (DILU_TILE_COLS * DILU_PANEL_COLS)
+#define DILU_X_TILE (DILU_TILE_ROWS * DILU_PANEL_COLS)
+
+/* Stores the decoded group of columns k..k+32 as one row of a panel's tile. */
+DILU_INLINE void dilu_panel_store(float* tile, int64_t k, dilu_group group) {
+  for (int j = 0; j < 4; j++) v_store(tile + (k / DILU_LANES + j) * DILU_TILE_COLS * DILU_LANES, group.lane[j]);
+}
+
+/* One group the slow way: `elementwise` with its weights' own scales, else as in-place decoding would
+ * give it but for special codes. */
+DILU_NOINLINE dilu_group dilu_group_slow(dilu_weight_type type, int elementwise, dilu_matrix_row row, int64_t k, int64_t K) {
+  float half = elementwise ? 1.0f : dilu_pow2(-(dilu_gap(type.format) / 2)); /* 2^-gap in two exact steps */
+  float out[DILU_GROUP];
+  for (int i = 0; i < DILU_GROUP; i++) {
+    float value = k + i < K ? dilu_load(type.format, row.codes, k + i) * half * half : 0.0f;
+    out[dilu_lane(type.format, i)] = elementwise && k + i < K ? value * dilu_scale(type, row.scales, k + i) : value;
+  }
+  return (dilu_group){{v_load(out), v_load(out + 8), v_load(out + 16), v_load(out + 24)}};
+}
+
+/* Decodes columns k0..k1 of one weight row into a row of a panel's tile; scales[c*DILU_TILE_COLS] gets the
+ * factor of chunk c (with elementwise scales: what undoes the prescale). `ahead` as in dilu_row_dot. */
+DILU_INLINE void dilu_panel_row(dilu_weight_type type, dilu_matrix_row row, int64_t ahead, int64_t K, int64_t k0, int64_t k1,
+                                float* tile, float* scales) {
+  const int64_t chunk = dilu_chunk(type, K);
   const int elementwise = dilu_scales_elementwise(type, K);
   const float remainder = elementwise ? 1.0f / dilu_prescale(type.format) : dilu_remainder(type.format);
   v_bits flag = v_bits_zero();
-  for (int64_t k = k0; k < k1; k += chunk) *scales++ = elementwise ? remainder : dilu_scale(type, row.scales, k) * remainder;
-  if (elementwise) {
-    for (int64_t k = k0; k < dilu_packed_length(k1); k++) {
-      float value = k < k1 ? dilu_load(type.format, row.codes, k) * dilu_scale(type, row.scales, k) : 0.0f;
-      panel[(k - k0) / DILU_GROUP * DILU_GROUP + dilu_lane(type.format, (int)((k - k0) % DILU_GROUP))] = value;
-    }
-    return;
-  }
-  for (int64_t k = k0; k < k1; k += DILU_GROUP) {
+  for (int64_t k = k0; k < k1; k += chunk, scales += DILU_TILE_COLS)
+    *scales = elementwise ? remainder : dilu_scale(type, row.scales, k) * remainder;
+  for (int64_t k = k0; k < k1 && !elementwise; k += DILU_GROUP) {
     char buffer[DILU_GROUP * 4];
-    const char* codes = row.codes + k * size;
-    if (k1 - k < DILU_GROUP) codes = dilu_tail(type.format, codes, k1 - k, buffer);
-    dilu_group group = dilu_group_decode(type.format, codes);
-    for (int j = 0; j < 4; j++) v_store(panel + k - k0 + j * DILU_LANES, group.lane[j]);
+    const char* codes = dilu_group_at(type.format, row.codes, k, K, buffer);
+    for (int64_t byte = 0; byte < DILU_GROUP * dilu_size(type.format); byte += DILU_LINE) __builtin_prefetch(codes + ahead + byte);
+    dilu_panel_store(tile, k - k0, dilu_group_decode(type.format, codes));
     flag = dilu_flag(type.format, codes, flag);
   }
-  if (!dilu_flag_raised(type.format, flag)) return;
-  for (int64_t k = k0; k < k1; k += DILU_GROUP) {
-    char buffer[DILU_GROUP * 4];
-    const char* codes = row.codes + k * size;
-    if (k1 - k < DILU_GROUP) codes = dilu_tail(type.format, codes, k1 - k, buffer);
-    dilu_group_exact_store(type.format, codes, panel + k - k0);
-  }
+  if (!elementwise && __builtin_expect(!dilu_flag_raised(type.format, flag), 1)) return;
+  for (int64_t k = k0; k < k1; k += DILU_GROUP) dilu_panel_store(tile, k - k0, dilu_group_slow(type, elementwise, row, k, K));
 }
 
-/* A tile of results: x rows times panel rows over the panel's columns. */
+/* Decodes columns k0..k1 of weight rows row..row+count as one tile. A tile that is not full repeats its
+ * last row; nobody reads those results. */
+DILU_INLINE void dilu_panel_tile(dilu_weight_type type, const dilu_matrix* w, int64_t row, int64_t count, int64_t K, int64_t k0,
+                                 int64_t k1, float* tile, float* scales) {
+#pragma GCC unroll 1
+  for (int64_t n = 0; n < DILU_TILE_COLS; n++)
+    dilu_panel_row(type, dilu_row(type, w, row + (n < count ? n : count - 1)), DILU_TILE_COLS * w->stride * dilu_size(type.format), K, k0,
+                   k1, tile + n * DILU_LANES, scales + n);
+}
+
+/* A tile of results over the panel's columns. */
 typedef struct {
-  const float* x[DILU_TILE_ROWS]; /* at the panel's first column */
-  const float* panel;             /* rows of DILU_PANEL_COLS */
-  const float* scales;            /* rows of DILU_PANEL_COLS / DILU_GROUP */
-  float* sums;                    /* [row][column][lane], rows of DILU_PANEL_ROWS columns */
-  int64_t length, chunk;          /* columns, a multiple of 32; columns per scale */
-  int first;                      /* sums start at zero */
+  const float *x, *panel, *scales; /* interleaved; scales [chunk][column] */
+  float* sums;                     /* [row][column][lane], rows of DILU_PANEL_ROWS columns */
+  int64_t length, chunk;           /* columns, a multiple of 32; columns per scale */
+  int first;                       /* sums start at zero */
 } dilu_tile;
 
 DILU_INLINE void dilu_tile_rows(int count, const dilu_tile* t) {
-  const float* panel = t->panel;
-  if (t->first)
-    for (int m = 0; m < count; m++)
-      for (int n = 0; n < DILU_TILE_COLS; n++) v_store(t->sums + (m * DILU_PANEL_ROWS + n) * DILU_LANES, v_zero());
-  for (int64_t k = 0, c = 0; k < t->length; k += t->chunk, c++) {
-    int64_t end = k + t->chunk < t->length ? k + t->chunk : t->length;
+  const float *x = t->x, *w = t->panel, *scales = t->scales;
+  for (int64_t k = 0; k < t->length; k += t->chunk, scales += DILU_TILE_COLS) {
+    int64_t length = k + t->chunk < t->length ? t->chunk : t->length - k;
     v_f32 acc[DILU_TILE_ROWS][DILU_TILE_COLS];
     for (int m = 0; m < count; m++)
       for (int n = 0; n < DILU_TILE_COLS; n++) acc[m][n] = v_zero();
-    for (int64_t i = k; i < end; i += DILU_LANES) {
-      v_f32 w[DILU_TILE_COLS];
-      for (int n = 0; n < DILU_TILE_COLS; n++) w[n] = v_load(panel + n * DILU_PANEL_COLS + i);
+    for (const float* end = x + length * DILU_TILE_ROWS; x < end; x += DILU_TILE_ROWS * DILU_LANES, w += DILU_TILE_COLS * DILU_LANES) {
+      v_f32 weight[DILU_TILE_COLS];
+      for (int n = 0; n < DILU_TILE_COLS; n++) weight[n] = v_load(w + n * DILU_LANES);
       for (int m = 0; m < count; m++) {
-        v_f32 x = v_load(t->x[m] + i);
-        for (int n = 0; n < DILU_TILE_COLS; n++) acc[m][n] = v_fma(w[n], x, acc[m][n]);
+        v_f32 value = v_load(x + m * DILU_LANES);
+        for (int n = 0; n < DILU_TILE_COLS; n++) acc[m][n] = v_fma(weight[n], value, acc[m][n]);
       }
     }
     for (int n = 0; n < DILU_TILE_COLS; n++) {
-      v_f32 scale = v_set(t->scales[n * (DILU_PANEL_COLS / DILU_GROUP) + c]);
+      v_f32 scale = v_set(scales[n]);
       for (int m = 0; m < count; m++) {
         float* sum = t->sums + (m * DILU_PANEL_ROWS + n) * DILU_LANES;
-        v_store(sum, v_fma(acc[m][n], scale, v_load(sum)));
+        v_store(sum, v_fma(acc[m][n], scale, t->first && k == 0 ? v_zero() : v_load(sum)));
       }
     }
   }
@@ -297,28 +351,35 @@ DILU_NOINLINE void dilu_tile_2(const dilu_tile* t) { dilu_tile_rows(2, t); }
 DILU_NOINLINE void dilu_tile_3(const dilu_tile* t) { dilu_tile_rows(3, t); }
 DILU_NOINLINE void dilu_tile_4(const dilu_tile* t) { dilu_tile_rows(4, t); }
 
-/* All tiles of activation rows m0..m1 with a decoded panel of `columns` weight rows, columns k0.. of K. */
-DILU_NOINLINE void dilu_panel_multiply(dilu_matmul_space* space, const dilu_rows* rows, int64_t m0, int64_t m1, int64_t columns,
-                                       int64_t k0, int64_t length, int64_t chunk) {
-  for (int64_t m = m0; m < m1; m += DILU_TILE_ROWS) {
-    int64_t count = m1 - m < DILU_TILE_ROWS ? m1 - m : DILU_TILE_ROWS;
-    dilu_tile tile = {.length = length, .chunk = chunk, .first = k0 == 0};
-    for (int64_t i = 0; i < count; i++) tile.x[i] = dilu_row_x(rows, m + i) + k0;
-    for (int64_t n = 0; n < columns; n += DILU_TILE_COLS) {
-      tile.panel = space->panel + n * DILU_PANEL_COLS;
-      tile.scales = space->scales + n * (DILU_PANEL_COLS / DILU_GROUP);
-      tile.sums = space->sums + ((m - m0) * DILU_PANEL_ROWS + n) * DILU_LANES;
-      switch (count) {
-        case 1: dilu_tile_1(&tile); break;
-        case 2: dilu_tile_2(&tile); break;
-        case 3: dilu_tile_3(&tile); break;
-        default: dilu_tile_4(&tile); break;
-      }
-    }
+/* Activation rows are cut into tiles of nearly equal size. */
+DILU_INLINE int64_t dilu_row_tiles(int64_t rows) { return (rows + DILU_TILE_ROWS - 1) / DILU_TILE_ROWS; }
+
+/* Interleaves columns k0..k0+length of activation rows m..m+count. */
+DILU_NOINLINE void dilu_x_tile(const dilu_rows* rows, int64_t m, int64_t count, int64_t k0, int64_t length, float* tile) {
+  for (int64_t i = 0; i < count; i++) {
+    const float* x = dilu_row_x(rows, m + i) + k0;
+    for (int64_t k = 0; k < length; k += DILU_LANES) v_store(tile + k * DILU_TILE_ROWS + i * DILU_LANES, v_load(x + k));
   }
 }
 
-/* results[m-m0][n] = sums over lanes. Columns up to the next multiple of four are summed, too. */
+/* Fetches a share (the columns n.. of a panel of `columns`) of the next tile's rows, from m on. */
+DILU_INLINE void dilu_x_fetch(const dilu_rows* rows, int64_t m, int64_t m1, int64_t k0, int64_t length, int64_t n, int64_t columns) {
+  const int64_t line = DILU_LINE / (int64_t)sizeof(float), lines = length / line;
+  int64_t first = lines * n / columns, last = lines * (n + DILU_TILE_COLS) / columns;
+  for (int64_t i = m; i < m + DILU_TILE_ROWS && i < m1; i++)
+    for (int64_t at = first; at < last && at < lines; at++) __builtin_prefetch(dilu_row_x(rows, i) + k0 + at * line);
+}
+
+DILU_NOINLINE void dilu_tile_multiply(int64_t count, const dilu_tile* tile) {
+  switch (count) {
+    case 1: dilu_tile_1(tile); break;
+    case 2: dilu_tile_2(tile); break;
+    case 3: dilu_tile_3(tile); break;
+    default: dilu_tile_4(tile); break;
+  }
+}
+
+/* results[m][n] = sums over lanes. Columns up to the next multiple of four are summed, too. */
 DILU_NOINLINE void dilu_panel_results(const dilu_matmul_space* space, int64_t count, int64_t columns, float* results) {
   for (int64_t m = 0; m < count; m++)
     for (int64_t n = 0; n < columns; n += 4) {
@@ -327,17 +388,57 @@ DILU_NOINLINE void dilu_panel_results(const dilu_matmul_space* space, int64_t co
     }
 }
 
-/* results[m-m0][n-n0] for up to DILU_PANEL_BATCH activation rows and DILU_PANEL_ROWS weight rows. */
+/* The tile of results of activation rows m.. and weight rows n.. (both from the part's first). */
+DILU_INLINE dilu_tile dilu_tile_at(dilu_matmul_space* space, int64_t x_tile, int64_t panel_tile, int64_t m, int64_t n, int64_t length,
+                                   int64_t chunk, int first) {
+  return (dilu_tile){space->x + x_tile * DILU_X_TILE, space->panel + panel_tile * DILU_PANEL_TILE,
+                     space->scales + panel_tile * (DILU_PANEL_TILE / DILU_GROUP), space->sums + (m * DILU_PANEL_ROWS + n) * DILU_LANES,
+                     length, chunk, first};
+}
+
+/* Many activation rows: all weight rows of the panel are decoded first, then x tiles pass over them. */
+DILU_NOINLINE void dilu_panel_multiply(dilu_matmul_space* space, const dilu_rows* rows, int64_t m0, int64_t m1, int64_t columns,
+                                       int64_t k0, int64_t length, int64_t chunk) {
+  int64_t tiles = dilu_row_tiles(m1 - m0);
+  for (int64_t i = 0; i < tiles; i++) {
+    int64_t m = (m1 - m0) * i / tiles, count = (m1 - m0) * (i + 1) / tiles - m;
+    dilu_x_tile(rows, m0 + m, count, k0, length, space->x);
+    for (int64_t n = 0; n < columns; n += DILU_TILE_COLS) {
+      dilu_x_fetch(rows, m0 + m + count, m1, k0, length, n, columns);
+      dilu_tile tile = dilu_tile_at(space, 0, n / DILU_TILE_COLS, m, n, length, chunk, k0 == 0);
+      dilu_tile_multiply(count, &tile);
+    }
+  }
+}
+
+/* Few activation rows: one tile of weights is decoded at a time and used by all of them at once. */
+DILU_NOINLINE void dilu_few_multiply(dilu_matmul_space* space, int64_t rows, int64_t n, int64_t length, int64_t chunk, int first) {
+  int64_t tiles = dilu_row_tiles(rows);
+  for (int64_t i = 0; i < tiles; i++) {
+    int64_t m = rows * i / tiles, count = rows * (i + 1) / tiles - m;
+    dilu_tile tile = dilu_tile_at(space, i, 0, m, n, length, chunk, first);
+    dilu_tile_multiply(count, &tile);
+  }
+}
+
+/* results[(m-m0)*DILU_PANEL_ROWS + n-n0] for up to DILU_PANEL_BATCH activation and DILU_PANEL_ROWS weight rows. */
 DILU_INLINE void dilu_panel(dilu_weight_type type, const dilu_matrix* w, int64_t row0, int64_t n0, int64_t n1, int64_t K,
                             const dilu_rows* rows, int64_t m0, int64_t m1, dilu_matmul_space* space, float* results) {
-  const int64_t chunk = dilu_chunk(type, K), scales = DILU_PANEL_COLS / DILU_GROUP;
+  const int64_t chunk = dilu_chunk(type, K), tiles = dilu_row_tiles(m1 - m0);
+  const int few = tiles <= DILU_FEW_TILES;
   for (int64_t k0 = 0; k0 < K; k0 += DILU_PANEL_COLS) {
-    int64_t k1 = k0 + DILU_PANEL_COLS < K ? k0 + DILU_PANEL_COLS : K;
-    /* Columns that fill up the last tile repeat the last weight row; nobody reads their results. */
-    for (int64_t n = n0; (n - n0) % DILU_TILE_COLS || n < n1; n++)
-      dilu_panel_row(type, dilu_row(type, w, row0 + (n < n1 ? n : n1 - 1)), K, k0, k1, space->panel + (n - n0) * DILU_PANEL_COLS,
-                     space->scales + (n - n0) * scales);
-    dilu_panel_multiply(space, rows, m0, m1, n1 - n0, k0, dilu_packed_length(k1 - k0), chunk);
+    int64_t k1 = k0 + DILU_PANEL_COLS < K ? k0 + DILU_PANEL_COLS : K, length = dilu_packed_length(k1 - k0);
+    for (int64_t i = 0; few && i < tiles; i++) {
+      int64_t m = (m1 - m0) * i / tiles;
+      dilu_x_tile(rows, m0 + m, (m1 - m0) * (i + 1) / tiles - m, k0, length, space->x + i * DILU_X_TILE);
+    }
+    for (int64_t n = n0; n < n1; n += DILU_TILE_COLS) {
+      int64_t slot = few ? 0 : (n - n0) / DILU_TILE_COLS, count = n1 - n < DILU_TILE_COLS ? n1 - n : DILU_TILE_COLS;
+      dilu_panel_tile(type, w, row0 + n, count, K, k0, k1, space->panel + slot * DILU_PANEL_TILE,
+                      space->scales + slot * (DILU_PANEL_TILE / DILU_GROUP));
+      if (few) dilu_few_multiply(space, m1 - m0, n - n0, length, chunk, k0 == 0);
+    }
+    if (!few) dilu_panel_multiply(space, rows, m0, m1, n1 - n0, k0, length, chunk);
   }
   dilu_panel_results(space, m1 - m0, n1 - n0, results);
 }
@@ -375,7 +476,7 @@ DILU_INLINE void dilu_part_compute(dilu_weight_type type, int weights, const dil
 #pragma GCC unroll 1 /* one copy of the kernels, not one per weight */
   for (int i = 0; i < weights; i++) {
     if (p->direct)
-      dilu_direct(type, &w[i], row0, p->n, p->n_end, K, rows, p->m, p->m_end, space->results[i], p->stride);
+      dilu_direct(type, &w[i], row0, p->n, p->n_end, K, rows, p->m, p->m_end, space, space->results[i]);
     else
       dilu_panel(type, &w[i], row0, p->n, p->n_end, K, rows, p->m, p->m_end, space, space->results[i]);
   }
@@ -445,16 +546,15 @@ _Static_assert(sizeof(dilu_kn_space) <= sizeof(dilu_matmul_space), "both kinds o
 /* Decodes weight rows k0..k1 (absolute), columns n..n+count (count <= 32), into the panel. */
 DILU_INLINE void dilu_kn_panel(dilu_weight_type type, const dilu_matrix* w, int64_t k0, int64_t k1, int64_t n, int64_t count,
                                dilu_kn_space* space) {
-  const int64_t size = dilu_size(type.format);
   for (int64_t k = k0; k < k1; k++) {
     char buffer[DILU_GROUP * 4];
     float* out = space->panel + (k - k0) * DILU_GROUP;
-    const char* codes = w->codes + (k * w->stride + n) * size;
-    if (count < DILU_GROUP) codes = dilu_tail(type.format, codes, count, buffer);
+    dilu_matrix_row row = dilu_row(type, w, k);
+    const char* codes = dilu_group_at(type.format, row.codes, n, n + count, buffer);
     dilu_group group = dilu_group_decode(type.format, codes);
-    for (int j = 0; j < 4; j++) v_store(out + j * DILU_LANES, group.lane[j]);
     if (__builtin_expect(dilu_flag_raised(type.format, dilu_flag(type.format, codes, v_bits_zero())), 0))
-      dilu_group_exact_store(type.format, codes, out);
+      group = dilu_group_slow(type, 0, row, n, n + count);
+    for (int j = 0; j < 4; j++) v_store(out + j * DILU_LANES, group.lane[j]);
   }
   const char* scales = dilu_row(type, w, k0).scales;
   for (int i = 0; i < DILU_GROUP; i++)
