@@ -10,7 +10,7 @@ from ..ir.ops.elementwise import Cast, Literal
 from ..ir.ops.index import BroadcastTo, Reshape, Slice, Transpose
 from ..ir.ops.quantize import Decode, Dequantize
 from ..ir.types import Shape
-from .loop_ops import ELEMENTWISE, LOOP_OPS, is_free
+from .loop_ops import ELEMENTWISE, LOOP_OPS, REDUCTIONS, is_free
 from .regions import Dataflow, key
 
 _SIDE = (Literal, BroadcastTo, Cast, Reshape)
@@ -84,6 +84,16 @@ def before(
 def _kept_by(flow: Dataflow, node: Node, cloned: Collection[str]) -> bool:
     """Whether a cloned node reads `node`: its original stays behind, and needs it there."""
     return any(u in cloned for v in node.outputs for u in flow.users[v.name])
+
+
+def behind_reductions(flow: Dataflow) -> set[str]:
+    """Return the reductions and what depends on one through loops alone."""
+    behind: set[str] = set()
+    for k, node in flow.nodes.items():
+        reached = any(flow.maker.get(v.name) in behind for v in node.inputs)
+        if isinstance(node.op, REDUCTIONS) or (reached and isinstance(node.op, LOOP_OPS)):
+            behind.add(k)
+    return behind
 
 
 def after(

@@ -106,5 +106,4 @@ def _prologue(flow: Dataflow, node: Node, inside: set[str]) -> tuple[set[str], s
     one = len(reductions) == 1 and rows is not None and is_one_space(nodes, [a])
     if one and rows == a.type.shape[:-1] and reductions[0].inputs[0].type.shape == a.type.shape:
         return owned, cloned
-    banned = {key(n) for n in reductions} | flow.after(key(n) for n in reductions)
-    return anchors.before(flow, a, inside, without=banned)
+    return anchors.before(flow, a, inside, without=anchors.behind_reductions(flow))

@@ -17,6 +17,8 @@ _BEFORE = (*ELEMENTWISE, Reshape, BroadcastTo, Literal, Slice, Concat)
 def fuse_updates(graph: Graph) -> Graph:
     """Make one kernel of a cache update and the elementwise work on its values.
 
+    What depends on a reduction stays outside: there it is one loop nest with the reduction.
+
     Before:
         %b: bf16[T,H,D] = cast(%k) {dtype=bf16}
         %new: bf16[B,G,H,D] = cache_update(%keys, %b, %slots)
@@ -38,7 +40,9 @@ def _fused(function: Function) -> Function:
 
 
 def _region(flow: Dataflow, node: Node) -> Region:
-    owned, cloned = anchors.before(flow, node.inputs[1], {key(node)}, ops=_BEFORE)
+    owned, cloned = anchors.before(
+        flow, node.inputs[1], {key(node)}, ops=_BEFORE, without=anchors.behind_reductions(flow)
+    )
     members = anchors.without_edges(flow, owned | cloned | {key(node)})
     rope = any(isinstance(flow.nodes[k].op, Concat) for k in members)
     owned = (owned | {key(node)}) & members
