@@ -110,9 +110,12 @@ def compile_command(
 ) -> None:
     """Compile a model into an artifact."""
     import time
+    import warnings
 
     from .compiler import compile as compile_model
 
+    if not knobs.DEBUG.get():  # what libraries say of each other is not for the user
+        warnings.simplefilter("ignore")
     started = time.perf_counter()
     with _progress(verbose) as progress:
         artifact = compile_model(

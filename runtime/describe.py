@@ -138,7 +138,7 @@ def _weights(artifact: Artifact) -> str:
         return _table("weights (compiled from a configuration only: none are there)", rows)
     files = artifact.manifest["files"]
     places = [(f.get("absolute") or f["path"], megabytes(f["size"])) for f in files]
-    return _table("weights", rows) + "\n" + _table("weight files", places)
+    return _table("weights", rows) + "\n\n" + _table("weight files", places)
 
 
 def _memory(artifact: Artifact) -> str:

@@ -27,20 +27,23 @@ class Sampling:
         _require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0, to 1")
         _require(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")
 
-    def generator(self, sequence: int = 0) -> np.random.Generator:
-        """Return the source of randomness of one sequence, the same in every batch."""
+    def generator(self, sequence: int = 0) -> np.random.Generator | None:
+        """Return the source of randomness of the n-th sequence of a run; none is needed at
+        temperature 0, and numpy's random part is not even imported."""
+        if self.temperature == 0:
+            return None
         seed = None if self.seed is None else [self.seed, sequence]
         return np.random.default_rng(seed)
 
 
-def sample(logits: np.ndarray, how: Sampling, random: np.random.Generator) -> int:
-    """Return a token for `logits[V]`."""
+def sample(logits: np.ndarray, how: Sampling, random: np.random.Generator | None) -> int:
+    """Return a token for `logits[V]`; `random` is what `how.generator()` returned."""
     if not np.isfinite(logits.max()):
         raise DiluError(
             "the model returned logits that are not finite",
             hint="the checkpoint may be damaged; dilu inspect shows its weights",
         )
-    if how.temperature == 0:
+    if random is None:
         return int(logits.argmax())
     ids, chances = distribution(logits, how)
     totals = chances.cumsum()

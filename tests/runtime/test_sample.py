@@ -17,9 +17,9 @@ def chosen(how: Sampling, logits=LOGITS) -> dict[int, float]:
 
 
 def test_greedy_takes_the_likeliest_and_of_equal_ones_the_first():
-    random = np.random.default_rng(0)
-    assert sample(LOGITS, Sampling(), random) == 1
-    assert sample(np.array([1, 3, 3], np.float32), Sampling(), random) == 1
+    how = Sampling()
+    assert sample(LOGITS, how, how.generator()) == 1
+    assert sample(np.array([1, 3, 3], np.float32), how, how.generator()) == 1
 
 
 def test_all_of_them():
