@@ -125,9 +125,16 @@ def _index_names(stmt: Stmt) -> Iterator[str]:
 
 def _written_out(stmts: tuple[Stmt, ...], single: set[str]) -> tuple[Stmt, ...]:
     here = {s.name for s in stmts if isinstance(s, Let)} & single
-    reachable = {n for s in stmts for e in _expressions(s) for n in _plain_names(e)}
+    reachable = _named_here(stmts)
     here &= reachable  # used here and not inside a loop, where it would be computed again
     return tuple(_substitute(stmts, here, single)[0])
+
+
+def _named_here(stmts: tuple[Stmt, ...]) -> set[str]:
+    """Return the names that the statements of a block use themselves; a reduction's value is
+    computed in its own loop."""
+    own = (s for s in stmts if not isinstance(s, Reduce))
+    return {n for s in own for e in _expressions(s) for n in _plain_names(e)}
 
 
 def _substitute(
@@ -153,8 +160,7 @@ def _substitute(
 
 
 def _reduce_written_out(stmt: Reduce, single: set[str]) -> Reduce:
-    reachable = {n for s in stmt.body for e in _expressions(s) for n in _plain_names(e)}
-    reachable |= set(_plain_names(stmt.value))
+    reachable = _named_here(stmt.body) | set(_plain_names(stmt.value))
     here = {s.name for s in stmt.body if isinstance(s, Let)} & single & reachable
     body, held = _substitute(stmt.body, here, single)
     return replace(stmt, body=tuple(body), value=_put(stmt.value, held))

@@ -143,6 +143,16 @@ def planned(text: str) -> Graph:
     return graph
 
 
+@pytest.fixture(name="reference")
+def _reference() -> Callable[..., tuple[np.ndarray, ...]]:
+    return reference
+
+
+@pytest.fixture(name="random_inputs")
+def _random_inputs() -> Callable[..., list[np.ndarray]]:
+    return random_inputs
+
+
 @pytest.fixture(scope="module")
 def compiled() -> Iterator[Callable[..., Compiled]]:
     """Return `compile(graph or text, target, threads)`; the libraries are closed afterwards."""
