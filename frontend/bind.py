@@ -66,6 +66,7 @@ class Binder:
     plain: DType = BF16
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
+    _projections: set[str] = field(default_factory=set)
     _merges: dict[str, _Merge] = field(default_factory=dict)
     _tensors: dict[str, dict[tuple[int, int], str]] = field(default_factory=dict)
 
@@ -74,6 +75,12 @@ class Binder:
         for name, tensor in _parameters(self.model):
             self.aliases[name] = first.setdefault(id(tensor), name)
             self.shapes[name] = tuple(tensor.shape)
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        self._projections = {
+            f"{name}.weight"
+            for name, module in self.model.named_modules()
+            if isinstance(module, torch.nn.Linear) and module is not head
+        }
         self._read_mapping()
 
     def canonical(self, name: str) -> str:
@@ -190,14 +197,10 @@ class Binder:
     def _is_quantized(self, name: str) -> bool:
         """Whether checkpoints store a parameter in FP8: projections and experts, not the head."""
         assert self.quantization is not None
-        module, _, last = name.rpartition(".")
+        module = name.rpartition(".")[0]
         if any(_matches(pattern, module) for pattern in self.quantization.excluded):
             return False
-        if name in self._merges:
-            return True
-        layer = self.model.get_submodule(module)
-        head = self.model.get_output_embeddings()  # type: ignore[operator]
-        return last == "weight" and isinstance(layer, torch.nn.Linear) and layer is not head
+        return name in self._merges or name in self._projections
 
     def _scale(self, tensor: str, shape: tuple[int, ...]) -> TensorHeader:
         assert self.checkpoint is not None

@@ -48,6 +48,7 @@ def build_model(
         with mode, no_init_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_NAME)
             model.set_experts_implementation(_NAME)
+            model.tie_weights()
             for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
                 if any(p in name for p in model._keep_in_fp32_modules_strict or ()):
                     tensor.data = tensor.data.float()

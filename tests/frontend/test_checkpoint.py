@@ -50,7 +50,7 @@ def test_offsets_are_those_of_the_data(tmp_path):
 
 
 def test_no_such_path(tmp_path):
-    with pytest.raises(DiluError, match="no such path: .*nowhere"):
+    with pytest.raises(DiluError, match=r"no such path: .*nowhere"):
         read_checkpoint(tmp_path / "nowhere")
 
 
@@ -130,8 +130,8 @@ def test_quantization_methods():
     assert read_quantization({}) is None
     with pytest.raises(DiluError, match=r"unknown quantization method 'gptq'[\s\S]*supported: fp8"):
         read_quantization({"quantization_config": {"quant_method": "gptq"}})
+    settings = {"quant_method": "fp8", "weight_block_size": "x"}
     with pytest.raises(DiluError, match="weight_block_size 'x' is not a pair"):
-        settings = {"quant_method": "fp8", "weight_block_size": "x"}
         read_quantization({"quantization_config": settings})
     weights = {"type": "float", "num_bits": 8, "strategy": "channel"}
     settings = {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": weights}}}
