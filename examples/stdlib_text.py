@@ -147,10 +147,15 @@ def read_extension(module: str) -> Document:
     document = Document(module)
     namespace = vars(importlib.import_module(module))
     public = module.removeprefix("_").removeprefix("builtins")
+    if public in ("posix", "nt"):
+        public = "os"  # where everybody knows these functions from
     document.add("module", public or "builtins", namespace.get("__doc__"))
     for name, value in sorted(namespace.items()):
         qualified = f"{public}.{name}".removeprefix(".")
-        if inspect.isclass(value) and value.__module__.removeprefix("_") == (public or "builtins"):
+        if inspect.isclass(value) and value.__module__.removeprefix("_") in (
+            module,
+            public or "builtins",
+        ):
             document.add("class", qualified, value.__doc__)
             for member, method in sorted(vars(value).items()):
                 document.add("function", f"{qualified}.{member}", getattr(method, "__doc__", None))
