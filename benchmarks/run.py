@@ -34,7 +34,7 @@ def measure_dilu(path: Path, threads: int) -> dict[str, float]:
         function = session.function("main")
         page_size = session.artifact.manifest["language_model"]["page_size"]
         count = 1024 // page_size
-        function.allocate(B=count)
+        function.allocate({"B": count})
         pages = PagePool(count).take(count)
         rng = np.random.default_rng(0)
 
@@ -58,7 +58,7 @@ def measure_dilu(path: Path, threads: int) -> dict[str, float]:
         "prefill": statistics.median(prefill),
         "resident": resident["RssAnon"] - before["RssAnon"] + resident["RssFile"],
         "anonymous": resident["RssAnon"],
-        "cache": function.state_bytes(B=count),
+        "cache": function.state_bytes({"B": count}),
     }
 
 
