@@ -9,7 +9,8 @@ from ..errors import UnsupportedError
 from ..ir.graph import Function, Graph, Node
 from ..ir.ops.control import Call, Kernel
 from ..ir.ops.index import Reshape
-from ..ir.ops.language import Attention
+from ..ir.ops.language import Attention, CacheUpdate, Experts
+from ..ir.ops.matmul import MatMul
 from ..ir.ops.reduce import TopK
 from ..ir.rewrite import map_functions
 from .loop_ops import LOOP_OPS
@@ -41,7 +42,7 @@ def _single(function: Function) -> Function:
 
 
 def _kind(node: Node) -> str:
-    if isinstance(node.op, (Attention, TopK)):
+    if isinstance(node.op, (Attention, CacheUpdate, Experts, MatMul, TopK)):
         return node.op.name
     if isinstance(node.op, LOOP_OPS):
         return "loops"

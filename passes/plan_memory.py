@@ -173,18 +173,18 @@ def _with_copies(function: Function) -> Function:
     builder = Builder.over(function)
     builder.nodes.extend(function.nodes)
     results: list[Value] = []
-    for value in function.results:
+    for i, value in enumerate(function.results):
         place = home[value.name].name
-        results.append(_copy(value, function, builder) if place in taken else value)
+        name = f"{function.name}_copy_{i}"
+        results.append(_copy(value, name, builder) if place in taken else value)
         taken.add(place)
     return replace(function, nodes=tuple(builder.nodes), results=tuple(results))
 
 
-def _copy(value: Value, function: Function, builder: Builder) -> Value:
-    name = builder.fresh(f"{value.name}_copy")
-    inside = Value(name, value.type)
+def _copy(value: Value, name: str, builder: Builder) -> Value:
+    inside = Value(builder.fresh(f"{value.name}_copy"), value.type)
     body = Function(
-        f"{function.name}_copy_{value.name}",
+        name,
         parameters=(value,),
         nodes=(Node(BroadcastTo(value.type.shape), (value,), (inside,)),),
         results=(inside,),
