@@ -148,6 +148,11 @@ def _reference() -> Callable[..., tuple[np.ndarray, ...]]:
     return reference
 
 
+@pytest.fixture(name="planned")
+def _planned() -> Callable[[str], Graph]:
+    return planned
+
+
 @pytest.fixture(name="random_inputs")
 def _random_inputs() -> Callable[..., list[np.ndarray]]:
     return random_inputs
