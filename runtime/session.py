@@ -177,6 +177,13 @@ class Function:
         self.states: list[dict[str, Any]] = entry["states"]
         self.results: list[dict[str, Any]] = entry["results"]
         self.constants: list[str] = entry["constants"]
+        # Plain symbols first: they tell the sizes that expressions of them are checked with.
+        dims = [
+            (index, axis, dim)
+            for index, entry in enumerate(self.parameters)
+            for axis, dim in enumerate(entry["shape"])
+        ]
+        self._dims = sorted(dims, key=lambda d: not (isinstance(d[2], str) and d[2].isidentifier()))
         self._tables: list[np.ndarray] = []
         self._constants = addresses([])
         self._state_arrays: list[np.ndarray] | None = None
@@ -300,13 +307,9 @@ class Function:
     def _bound(self, arrays: Sequence[np.ndarray]) -> dict[str, int]:
         """Return the size of each symbol; raise DiluError where the shapes contradict."""
         sizes: dict[str, int] = {}
-        dims = [
-            (entry, array, dim, got)
-            for entry, array in zip(self.parameters, arrays, strict=True)
-            for dim, got in zip(entry["shape"], array.shape, strict=True)
-        ]
-        dims.sort(key=lambda item: not (isinstance(item[2], str) and item[2].isidentifier()))
-        for entry, array, dim, got in dims:
+        for index, axis, dim in self._dims:
+            entry, array = self.parameters[index], arrays[index]
+            got = array.shape[axis]
             solved = solve(dim, got, sizes)
             if solved is not None:
                 sizes[solved[0]] = solved[1]

@@ -38,7 +38,7 @@ class Tokenizer:
         if TOKENIZER not in artifact.files:
             raise DiluError(
                 f"{artifact.name} has no tokenizer: the checkpoint had no {TOKENIZER}",
-                hint="pass token numbers instead of text, or add the file and compile again",
+                hint="add the file to the checkpoint and compile again",
             )
         try:
             self._library: Library = Library.from_str(artifact.read(TOKENIZER).decode())
