@@ -1,8 +1,9 @@
 """Time the C products with stored weights against the machine's own limits.
 
-For the shapes of a 1.1B Llama: GB/s of weights read at M = 1..8 rows, as a share of the read bandwidth,
-and GF/s at M = 512, as a share of the FMA peak. Both limits are measured right before each product, and
-medians over the rounds are printed, so that a busy machine disturbs the shares less than the rates.
+For the shapes of a 1.1B Llama: GB/s of weights read at M = 1..8 rows, as a share of the read
+bandwidth, and GF/s at M = 512, as a share of the FMA peak. Both limits are measured right before
+each product, and medians over the rounds are printed, so that a busy machine disturbs the shares
+less than the rates.
 
     python benchmarks/kernels/matmul.py [--threads 2] [--rounds 5] [--cc gcc]
 """
@@ -20,13 +21,20 @@ HERE = Path(__file__).parent
 FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-pthread", "-march=x86-64-v3"]
 
 
-def measure(cc: str, threads: int, rounds: int) -> dict[tuple[str, int, str], list[tuple[float, float]]]:
+def measure(
+    cc: str, threads: int, rounds: int
+) -> dict[tuple[str, int, str], list[tuple[float, float]]]:
     """Compile and run the C part; returns (rate, share) pairs per (shape, rows, unit)."""
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "matmul"
         library = HERE.parents[1] / "codegen" / "c" / "lib"
-        subprocess.run([*cc.split(), *FLAGS, f"-I{library}", str(HERE / "matmul.c"), "-o", str(binary), "-lm"], check=True)
-        output = subprocess.run([str(binary), str(threads), str(rounds)], check=True, capture_output=True, text=True).stdout
+        subprocess.run(
+            [*cc.split(), *FLAGS, f"-I{library}", str(HERE / "matmul.c"), "-o", str(binary), "-lm"],
+            check=True,
+        )
+        output = subprocess.run(
+            [str(binary), str(threads), str(rounds)], check=True, capture_output=True, text=True
+        ).stdout
     results = defaultdict(list)
     for line in output.splitlines():
         name, rows, unit, rate, share = line.split("|")

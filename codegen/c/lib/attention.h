@@ -23,7 +23,6 @@
 #ifndef DILU_ATTENTION_H
 #define DILU_ATTENTION_H
 
-#include <math.h>
 #include <stddef.h>
 
 #include "elementary.h"
@@ -172,22 +171,20 @@ DILU_NOINLINE void dilu_scores(const dilu_attention_space* s, int64_t rows, int6
 
 /* Turns a row's scores of the tile at position `tile` into weights; returns the factor by which what the
  * row has summed so far decays. Keys outside the row's positions get weight zero. */
-DILU_INLINE float dilu_softmax_row(float* p, int64_t tile, int64_t first, int64_t last, float scale, float* maximum, float* sum) {
-  float highest = -INFINITY, total[DILU_LANES] = {0};
-  for (int i = 0; i < DILU_KEYS; i++) {
-    float score = tile + i >= first && tile + i <= last ? p[i] * scale : -INFINITY;
-    p[i] = score;
-  }
-  for (int i = 0; i < DILU_KEYS; i++) highest = p[i] > highest ? p[i] : highest;
+DILU_INLINE float dilu_softmax_row(float* restrict p, int64_t tile, int64_t first, int64_t last, float scale, float* restrict maximum,
+                                   float* restrict sum) {
   if (tile > last || tile + DILU_KEYS <= first) { /* nothing here for this row */
-    for (int i = 0; i < DILU_KEYS; i++) p[i] = 0.0f;
+    memset(p, 0, DILU_KEYS * sizeof(float));
     return 1.0f;
   }
-  highest = highest > *maximum ? highest : *maximum;
-  for (int i = 0; i < DILU_KEYS; i++) {
-    float weight = dilu_expf(p[i] - highest);
-    p[i] = weight;
-  }
+  float lanes[DILU_LANES], total[DILU_LANES] = {0}, highest = *maximum;
+  int32_t low = (int32_t)(first > tile ? first - tile : 0), high = (int32_t)(last - tile < DILU_KEYS ? last - tile : DILU_KEYS);
+  for (int j = 0; j < DILU_LANES; j++) lanes[j] = *maximum;
+  for (int i = 0; i < DILU_KEYS; i++) p[i] = dilu_select(i >= low && i <= high, p[i] * scale, -__builtin_inff());
+  for (int i = 0; i < DILU_KEYS; i += DILU_LANES)
+    for (int j = 0; j < DILU_LANES; j++) lanes[j] = dilu_select(p[i + j] > lanes[j], p[i + j], lanes[j]);
+  for (int j = 0; j < DILU_LANES; j++) highest = lanes[j] > highest ? lanes[j] : highest;
+  for (int i = 0; i < DILU_KEYS; i++) p[i] = dilu_expf(p[i] - highest);
   for (int i = 0; i < DILU_KEYS; i += DILU_LANES)
     for (int j = 0; j < DILU_LANES; j++) total[j] += p[i + j];
   float decay = dilu_expf(*maximum - highest);
@@ -242,7 +239,7 @@ DILU_NOINLINE void dilu_attention_begin(const dilu_attention_args* a, const dilu
     for (int64_t h = h0; h < h1; h++, row++) {
       dilu_cache_row(DILU_F32, (const char*)(a->q + t * a->q_stride + h * a->Dk), a->Dk, s->k_width, s->q + row * s->k_width);
       memset(s->o + row * s->v_width, 0, (size_t)s->v_width * sizeof(float));
-      s->maximum[row] = -INFINITY;
+      s->maximum[row] = -__builtin_inff();
       s->sum[row] = 0.0f;
       s->last[row] = a->positions[t];
       s->first[row] = a->window > 0 && a->positions[t] >= a->window ? a->positions[t] - a->window + 1 : 0;

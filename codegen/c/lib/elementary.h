@@ -28,8 +28,8 @@ DILU_INLINE float dilu_fmaf(float a, float b, float c) { return DILU_FMAF(a, b, 
  * for a subnormal result n is below the exponent range. */
 DILU_INLINE float dilu_expf(float x) {
   const float magic = 0x1.8p23f; /* adding it leaves the nearest integer in the low bits */
-  x = x > 89.0f ? 89.0f : x;
-  x = x < -105.0f ? -105.0f : x;
+  x = dilu_select(x > 89.0f, 89.0f, x);
+  x = dilu_select(x < -105.0f, -105.0f, x);
   float shifted = DILU_FMAF(x, 1.44269504f, magic);
   float n = shifted - magic;
   float r = DILU_FMAF(n, -0.693359375f, x);
@@ -61,17 +61,17 @@ DILU_INLINE float dilu_tanh(float x) {
   p = DILU_FMAF(p, z, 1.33314422036e-1f);
   p = DILU_FMAF(p, z, -3.33332819422e-1f);
   float near_zero = DILU_FMAF(p * z, x, x);
-  float magnitude = x < 0.0f ? -x : x;
+  float magnitude = dilu_from_bits(dilu_to_bits(x) & 0x7FFFFFFFu);
   float far = 1.0f - 2.0f / (dilu_expf(2.0f * magnitude) + 1.0f);
-  far = x < 0.0f ? -far : far;
-  return magnitude < 0.625f ? near_zero : far;
+  far = dilu_from_bits(dilu_to_bits(far) | (dilu_to_bits(x) & 0x80000000u));
+  return dilu_select(magnitude < 0.625f, near_zero, far);
 }
 
 /* Rational minimax approximation on |x| <= 3.8325, beyond which f32 erf is +-1 (coefficients as in
  * XLA's f32 erf). */
 DILU_INLINE float dilu_erf(float x) {
-  x = x > 3.8325069f ? 3.8325069f : x;
-  x = x < -3.8325069f ? -3.8325069f : x;
+  x = dilu_select(x > 3.8325069f, 3.8325069f, x);
+  x = dilu_select(x < -3.8325069f, -3.8325069f, x);
   float z = x * x;
   float p = 0.00022905065861350646f;
   p = DILU_FMAF(p, z, 0.0034082910107109506f);

@@ -55,6 +55,17 @@ DILU_INLINE uint32_t dilu_to_bits(float value) {
   return bits;
 }
 
+/* condition ? yes : no without a branch: compilers turn a conditional expression into control flow when
+ * one side is a constant, and then no longer vectorize the loop around it. */
+DILU_INLINE uint32_t dilu_select_bits(int condition, uint32_t yes, uint32_t no) {
+  uint32_t mask = -(uint32_t)condition;
+  return (yes & mask) | (no & ~mask);
+}
+
+DILU_INLINE float dilu_select(int condition, float yes, float no) {
+  return dilu_from_bits(dilu_select_bits(condition, dilu_to_bits(yes), dilu_to_bits(no)));
+}
+
 /* 2^exponent for -126 <= exponent <= 127. */
 DILU_INLINE float dilu_pow2(int exponent) { return dilu_from_bits((uint32_t)(exponent + 127) << 23); }
 
@@ -67,7 +78,8 @@ DILU_INLINE float dilu_decode_f16(uint16_t code) {
   uint32_t normal = (magnitude << 13) + (112u << 23);
   uint32_t special = 0x7F800000u | (magnitude & 0x3FFu) << 13;
   uint32_t subnormal = dilu_to_bits((float)(int32_t)magnitude * 0x1p-24f);
-  uint32_t bits = magnitude >= 0x7C00u ? special : magnitude < 0x400u ? subnormal : normal;
+  uint32_t bits = dilu_select_bits(magnitude < 0x400u, subnormal, normal);
+  bits = dilu_select_bits(magnitude >= 0x7C00u, special, bits);
   return dilu_from_bits(sign | bits);
 }
 
@@ -77,7 +89,8 @@ DILU_INLINE float dilu_decode_f8e4m3(uint8_t code) {
   uint32_t sign = (uint32_t)(code & 0x80u) << 24, magnitude = code & 0x7Fu;
   uint32_t normal = (magnitude << 20) + (120u << 23);
   uint32_t subnormal = dilu_to_bits((float)(int32_t)magnitude * 0x1p-9f);
-  uint32_t bits = magnitude == 0x7Fu ? 0x7FC00000u : magnitude < 8u ? subnormal : normal;
+  uint32_t bits = dilu_select_bits(magnitude < 8u, subnormal, normal);
+  bits = dilu_select_bits(magnitude == 0x7Fu, 0x7FC00000u, bits);
   return dilu_from_bits(sign | bits);
 }
 
@@ -92,7 +105,7 @@ DILU_INLINE uint16_t dilu_encode_bf16(float value) {
   uint32_t bits = dilu_to_bits(value);
   uint32_t rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
   uint32_t quiet_nan = 0x7FC0u | (bits >> 16 & 0x8000u);
-  return (uint16_t)((bits & 0x7FFFFFFFu) > 0x7F800000u ? quiet_nan : rounded);
+  return (uint16_t)dilu_select_bits((bits & 0x7FFFFFFFu) > 0x7F800000u, quiet_nan, rounded);
 }
 
 /* Encodes to a sign, exponent and mantissa format of fewer bits; returns the code without its sign
@@ -106,9 +119,9 @@ DILU_INLINE uint32_t dilu_encode_magnitude(float value, int mantissa, int bias, 
   uint32_t normal = ((bits + (1u << (drop - 1)) - 1u + odd) >> drop) - ((uint32_t)(127 - bias) << mantissa);
   float step = dilu_pow2(drop + 1 - bias);
   uint32_t subnormal = dilu_to_bits(dilu_from_bits(bits) + step) - dilu_to_bits(step);
-  uint32_t code = bits < (uint32_t)(128 - bias) << 23 ? subnormal : normal;
-  code = code > largest ? overflow : code; /* also infinity: its rounded code exceeds the largest */
-  return bits > 0x7F800000u ? nan : code;
+  uint32_t code = dilu_select_bits(bits < (uint32_t)(128 - bias) << 23, subnormal, normal);
+  code = dilu_select_bits(code > largest, overflow, code); /* infinity's rounded code, too, is above */
+  return dilu_select_bits(bits > 0x7F800000u, nan, code);
 }
 
 DILU_INLINE uint16_t dilu_encode_f16(float value, int saturate) {

@@ -151,55 +151,42 @@ DILU_INLINE const float* dilu_row_x(const dilu_rows* rows, int64_t i) {
   return rows->x + (rows->rows ? rows->rows[i] / rows->divisor : i) * rows->stride;
 }
 
-/* The direct kernels work on so many weight rows at once: two share the loads of activations, one alone
- * leaves the memory a single sequential stream. */
-#define DILU_DIRECT_COLS(count) ((count) > 1 ? 2 : 1)
-#define DILU_DIRECT_TILE (2 * DILU_DIRECT_ROWS)
-
-/* Adds one group of `cols` weight rows, times `count` activation rows, to acc[weight row][activation row]. */
-DILU_INLINE void dilu_group_dot(int format, int cols, int count, const char* const* codes, const float* const* x, int64_t k,
-                                v_f32* acc, v_bits* flag) {
-  dilu_group w[2];
-  for (int n = 0; n < cols; n++) w[n] = dilu_group_decode(format, codes[n]);
+/* Adds one group of a weight row, times `count` activation rows, to acc. */
+DILU_INLINE v_bits dilu_group_dot(int format, int count, const char* codes, const float* const* x, int64_t k, v_f32* acc, v_bits flag) {
+  dilu_group w = dilu_group_decode(format, codes);
   for (int j = 0; j < 4; j++)
-    for (int m = 0; m < count; m++) {
-      v_f32 value = v_load(x[m] + k + j * DILU_LANES);
-      for (int n = 0; n < cols; n++) acc[n * count + m] = v_fma(w[n].lane[j], value, acc[n * count + m]);
-    }
-  for (int n = 0; n < cols; n++) flag[n] = dilu_flag(format, codes[n], flag[n]);
+    for (int m = 0; m < count; m++) acc[m] = v_fma(w.lane[j], v_load(x[m] + k + j * DILU_LANES), acc[m]);
+  return dilu_flag(format, codes, flag);
 }
 
-/* Adds columns k0..k1 of `cols` weight rows, times `count` activation rows, to sums; flag[n] tells of
+/* Adds columns k0..k1 of a weight row, times `count` activation rows, to sums; returns the flag of
  * special codes. What lies `ahead` bytes further on is fetched into the cache meanwhile. */
-DILU_INLINE void dilu_rows_dot(dilu_weight_type type, int cols, int count, const dilu_matrix_row* row, int64_t ahead,
-                               const float* const* x, int64_t K, int64_t k0, int64_t k1, v_f32* sums, v_bits* flag) {
+DILU_INLINE v_bits dilu_row_dot(dilu_weight_type type, int count, dilu_matrix_row row, int64_t ahead, const float* const* x,
+                                int64_t K, int64_t k0, int64_t k1, v_f32* sums) {
   const int64_t chunk = dilu_chunk(type, K), size = dilu_size(type.format);
   const float remainder = dilu_remainder(type.format);
-  for (int n = 0; n < cols; n++) flag[n] = v_bits_zero();
-  for (int64_t k = k0; k < k1; k += chunk) {
-    v_f32 acc[DILU_DIRECT_TILE];
-    for (int i = 0; i < cols * count; i++) acc[i] = v_zero();
-    for (int n = 0; n < cols; n++)
-      for (int64_t byte = 0; byte < chunk * size; byte += DILU_LINE) __builtin_prefetch(row[n].codes + k * size + ahead + byte);
-    if (__builtin_expect(k + chunk <= k1, 1)) {
-      for (int g = 0; g < chunk / DILU_GROUP; g++) {
-        const char* codes[2];
-        for (int n = 0; n < cols; n++) codes[n] = row[n].codes + (k + g * DILU_GROUP) * size;
-        dilu_group_dot(type.format, cols, count, codes, x, k + g * DILU_GROUP, acc, flag);
-      }
-    } else {
-      for (int64_t i = k; i < k1; i += DILU_GROUP) {
-        char buffers[2][DILU_GROUP * 4];
-        const char* codes[2];
-        for (int n = 0; n < cols; n++) codes[n] = dilu_group_at(type.format, row[n].codes, i, K, buffers[n]);
-        dilu_group_dot(type.format, cols, count, codes, x, i, acc, flag);
-      }
-    }
-    for (int n = 0; n < cols; n++) {
-      v_f32 scale = v_set(dilu_scale(type, row[n].scales, k) * remainder);
-      for (int m = 0; m < count; m++) sums[n * count + m] = v_fma(acc[n * count + m], scale, sums[n * count + m]);
-    }
+  v_bits flag = v_bits_zero();
+  v_f32 acc[DILU_DIRECT_ROWS];
+  int64_t k = k0;
+  for (; k + chunk <= k1; k += chunk) {
+    for (int m = 0; m < count; m++) acc[m] = v_zero();
+    for (int64_t byte = 0; byte < chunk * size; byte += DILU_LINE) __builtin_prefetch(row.codes + k * size + ahead + byte);
+    for (int g = 0; g < 4; g++)
+      if (g * DILU_GROUP < chunk)
+        flag = dilu_group_dot(type.format, count, row.codes + (k + g * DILU_GROUP) * size, x, k + g * DILU_GROUP, acc, flag);
+    v_f32 scale = v_set(dilu_scale(type, row.scales, k) * remainder);
+    for (int m = 0; m < count; m++) sums[m] = v_fma(acc[m], scale, sums[m]);
   }
+  if (k == k1) return flag;
+  v_f32 scale = v_set(dilu_scale(type, row.scales, k) * remainder);
+  for (int m = 0; m < count; m++) acc[m] = v_zero();
+  for (; k < K; k += DILU_GROUP) {
+    char buffer[DILU_GROUP * 4];
+    const char* codes = dilu_group_at(type.format, row.codes, k, K, buffer);
+    flag = dilu_group_dot(type.format, count, codes, x, k, acc, flag);
+  }
+  for (int m = 0; m < count; m++) sums[m] = v_fma(acc[m], scale, sums[m]);
+  return flag;
 }
 
 /* The result of a weight row that holds NaN or infinity, number by number. It is NaN or infinite, and
@@ -217,29 +204,25 @@ DILU_NOINLINE float dilu_special_result(dilu_weight_type type, dilu_matrix_row r
  * segments, all weight rows for each, so that the activations' segments stay in the first-level cache. */
 DILU_INLINE void dilu_direct_columns(dilu_weight_type type, int count, const dilu_matrix* w, int64_t row0, int64_t n0, int64_t n1,
                                      int64_t K, const float* const* x, dilu_matmul_space* space, float* results) {
-  const int cols = DILU_DIRECT_COLS(count);
   const int64_t segment = DILU_DIRECT_SEGMENT / count / DILU_CHUNK * DILU_CHUNK, size = dilu_size(type.format);
-  const int64_t next_rows = cols * (1 + DILU_FETCH_AHEAD / (cols * segment * size));
-  const int64_t ahead = K <= segment && cols == 1 ? DILU_FETCH_AHEAD : next_rows * w->stride * size;
-  char special[DILU_STRIP + 1] = {0};
+  const int64_t next_rows = 1 + DILU_FETCH_AHEAD / (segment * size);
+  const int64_t ahead = K <= segment ? DILU_FETCH_AHEAD : next_rows * w->stride * size;
+  char special[DILU_STRIP] = {0};
   for (int64_t k0 = 0; k0 < K; k0 += segment) {
     int64_t k1 = k0 + segment < K ? k0 + segment : K;
-    for (int64_t n = n0; n < n1; n += cols) {
-      v_f32 sums[DILU_DIRECT_TILE];
-      v_bits flag[2];
-      dilu_matrix_row row[2];
-      float* kept = space->sums + (n - n0) * count * DILU_LANES;
-      for (int i = 0; i < cols; i++) row[i] = dilu_row(type, w, row0 + (n + i < n1 ? n + i : n1 - 1));
-      for (int i = 0; i < cols * count; i++) sums[i] = k0 ? v_load(kept + i * DILU_LANES) : v_zero();
-      dilu_rows_dot(type, cols, count, row, ahead, x, K, k0, k1, sums, flag);
-      for (int i = 0; i < cols * count; i++) v_store(kept + i * DILU_LANES, sums[i]);
-      for (int i = 0; i < cols; i++) special[n + i - n0] |= (char)dilu_flag_raised(type.format, flag[i]);
+    for (int64_t n = n0; n < n1; n++) {
+      v_f32 sums[DILU_DIRECT_ROWS];
+      float* kept = space->sums + (n - n0) * DILU_DIRECT_ROWS * DILU_LANES;
+      for (int m = 0; m < count; m++) sums[m] = k0 ? v_load(kept + m * DILU_LANES) : v_zero();
+      v_bits flag = dilu_row_dot(type, count, dilu_row(type, w, row0 + n), ahead, x, K, k0, k1, sums);
+      special[n - n0] |= (char)dilu_flag_raised(type.format, flag);
+      for (int m = 0; m < count; m++) v_store(kept + m * DILU_LANES, sums[m]);
     }
   }
   for (int64_t n = n0; n < n1; n++)
     for (int m = 0; m < count; m++) {
       float* result = results + m * DILU_STRIP + n - n0;
-      *result = v_hsum(v_load(space->sums + ((n - n0) * count + m) * DILU_LANES));
+      *result = v_hsum(v_load(space->sums + ((n - n0) * DILU_DIRECT_ROWS + m) * DILU_LANES));
       if (__builtin_expect(special[n - n0], 0)) *result = dilu_special_result(type, dilu_row(type, w, row0 + n), x[m], K);
     }
 }

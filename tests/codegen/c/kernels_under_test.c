@@ -1,5 +1,5 @@
-/* Exports the always-inlined kernels for the tests. CONFIGS, a list of X(index, type), comes from the
- * test, which compiles this file once per instruction set. */
+/* Exports the always-inlined kernels for the tests. CONFIGS and KN_CONFIGS, lists of X(index, type),
+ * come from the test, which compiles this file once per instruction set. */
 #include "kernels.h"
 
 typedef struct {
@@ -53,7 +53,7 @@ static void run_matmul_kn(void* arg, int thread, int threads) {
   switch (c->config) {
 #define X(index, ...) \
   case index: dilu_matmul_kn((dilu_weight_type)__VA_ARGS__, c->args, store_strip, &c->stores, c->pool, thread); break;
-    CONFIGS
+    KN_CONFIGS
 #undef X
   }
 }
