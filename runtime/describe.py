@@ -11,8 +11,9 @@ from ..errors import DiluError
 from .artifact import Artifact
 from .bundle import piece_bytes
 from .expression import evaluate, symbols
+from .function import describe
 from .machine import resident_memory
-from .session import PREFILL_TOKENS, describe, nominal_sizes
+from .session import PREFILL_TOKENS, nominal_sizes
 from .targets import obstacle
 from .weights import megabytes
 
