@@ -76,7 +76,7 @@ def emit_topk(w: Writer, step: TopK, frame: Frame) -> None:
                 condition = f"({condition} || ({last} != {last} && value == value))"
             with w.block(f"while (place > 0 && {condition})"):
                 w.line("place--;")
-                w.line(
-                    f"if (place + 1 < {k}) top[place + 1] = top[place], which[place + 1] = which[place];"
-                )
+                with w.block(f"if (place + 1 < {k})"):
+                    w.line("top[place + 1] = top[place];")
+                    w.line("which[place + 1] = which[place];")
             w.line(f"if (place < {k}) top[place] = from[i], which[place] = i;")

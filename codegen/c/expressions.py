@@ -34,8 +34,8 @@ FORMATS = {
 #: Words a name of the graph must not shadow: C's own, functions that are called, emitted locals.
 _RESERVED = frozenset(
     "auto break case char const continue default do double else enum extern float for goto if"
-    " inline int long register restrict return short signed sizeof static struct switch typedef union"
-    " unsigned void volatile while asm typeof bool true false NAN INFINITY"
+    " inline int long register restrict return short signed sizeof static struct switch typedef"
+    " union unsigned void volatile while asm typeof bool true false NAN INFINITY"
     " exp log sqrt sin cos tanh erf pow fmod floor fabs copysign expf logf sqrtf sinf cosf powf"
     " floorf fabsf fmodf copysignf memcpy memset malloc free calloc"
     " pool thread threads scratch row begin end from to i count column first sums0 sums1 ctx args c"

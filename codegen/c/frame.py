@@ -33,7 +33,7 @@ class Frame:
         return f"{base}{self._count}_"
 
     def instance(self, name: str, definition: str) -> str:
-        """Ask for a micro-kernel with its constants filled in, one for the module; return `name`."""
+        """Ask for a micro-kernel with its constants filled in, once a module; return `name`."""
         self.instances[name] = definition
         return name
 
