@@ -17,8 +17,10 @@ import pytest
 
 LIBRARY = Path(__file__).parents[3] / "codegen" / "c" / "lib"
 SOURCE = Path(__file__).with_name("kernels_under_test.c")
+# The kernels fix the order of every operation, so results are the same at -O3, which compiles for
+# three times as long.
 FLAGS = [
-    "-O3",
+    "-O1",
     "-std=gnu11",
     "-fPIC",
     "-shared",
@@ -157,7 +159,8 @@ def test_decode_is_exact_for_every_code(lib, fmt):
     codes = np.arange(256 ** SIZE[fmt]).astype(CODE_DTYPE[fmt])
     out = np.empty(codes.size, np.float32)
     lib.test_decode(fmt, pointer(codes), ctypes.c_int64(codes.size), pointer(out))
-    np.testing.assert_array_equal(out.astype(np.float64), decode(fmt, codes))
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(out.astype(np.float64), decode(fmt, codes))
 
 
 @pytest.mark.parametrize("saturate", [0, 1])
@@ -177,7 +180,8 @@ def test_encode_rounds_to_nearest_even(lib, rng, fmt, saturate):
         ]
     )
     beyond = [grid[-1] * 1.01, min(grid[-1] * 2, 3.4e38), np.inf]
-    x = np.concatenate([x, beyond]).astype(np.float32)
+    with np.errstate(over="ignore"):
+        x = np.concatenate([x, beyond]).astype(np.float32)
     x = np.concatenate([x, -x])
 
     magnitude = np.abs(x.astype(np.float64))
@@ -687,8 +691,8 @@ class Paged:
         return (values.view(np.uint32) >> 16).astype(np.uint16)
 
     def rows(self, array, s: int, head: int, end: int):
-        gathered = decode(self.fmt, array)[self.tables[s]]
-        return gathered.reshape(-1, self.Hkv, array.shape[-1])[:end, head]
+        gathered = array[self.tables[s], :, head].reshape(-1, array.shape[-1])[:end]
+        return decode(self.fmt, gathered)
 
 
 def attention(lib, cache, q, positions, sequence, scale: float, window: int, threads: int):
