@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -91,8 +92,13 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
 
 def _export_error(error: Exception) -> DiluError:
     """Say why torch.export failed, at the line of the user's model."""
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text, hint = lines[0], "control flow and sizes must not depend on the values of tensors"
+    if text.startswith("Constraints violated"):
+        reasons = [line.strip(" -") for line in lines[1:] if line.startswith("  - ")]
+        text = f"not every size of dynamic_shapes fits: {'; '.join(reasons) or text}"
+        fixes = [line.strip() for line in lines if re.match(r"    ?\s+_?\w+ = ", line)]
+        hint = f"torch suggests: {', '.join(fixes)}" if fixes else "restrict dynamic_shapes"
     frames: list[Loc] = []
     trace = error.__traceback__
     root = str(torch.__path__[0])
@@ -104,7 +110,7 @@ def _export_error(error: Exception) -> DiluError:
     return DiluError(
         f"torch.export cannot capture the model: {text}",
         frames[-1] if frames else None,
-        "control flow and sizes must not depend on the values of tensors",
+        hint,
     )
 
 

@@ -114,6 +114,11 @@ def elu(c: Context, x: Value, alpha: float = 1, scale: float = 1, input_scale: f
     return c.result(elu_of(c, c.wide(x), alpha, scale, input_scale))
 
 
+@lowers("aten.celu.default")
+def celu(c: Context, x: Value, alpha: float = 1.0) -> Value:
+    return c.result(elu_of(c, c.wide(x), alpha, 1.0, 1 / alpha))
+
+
 @lowers("aten.selu.default")
 def selu(c: Context, x: Value) -> Value:
     return c.result(elu_of(c, c.wide(x), *_SELU, 1.0))

@@ -68,7 +68,7 @@ for _name, _op in LOGICAL.items():
 def bitwise(c: Context, a: Any, b: Any) -> Value:
     if c.dtype != BOOL:
         raise c.unsupported("bit arithmetic on integers")
-    name = next(n for n in LOGICAL if n in c.operator)
+    name = c.operator.split(".")[1].removeprefix("bitwise_").strip("_")
     return c.emit(LOGICAL[name](), truth(c, a), truth(c, b))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ...ir.dtypes import BOOL
@@ -10,6 +11,8 @@ from ...ir.graph import Value
 from ...ir.ops import elementwise as ew
 from ...ir.ops.index import Iota, Transpose
 from ...ir.ops.matmul import MatMul
+from ...ir.ops.reduce import ReduceSum
+from ...ir.types import numel
 from .context import Context, lowers
 from .normalize import softmax_of
 
@@ -49,10 +52,8 @@ def matmul(c: Context, a: Value, b: Value) -> Value:
     return c.result(c.reshape(product(c, a, b), c.type.shape))
 
 
-@lowers("aten.addmm.default", "aten.baddbmm.default", "aten.addmv.default", "aten.addbmm.default")
+@lowers("aten.addmm.default", "aten.baddbmm.default", "aten.addmv.default")
 def addmm(c: Context, bias: Value, a: Value, b: Value, beta: Any = 1, alpha: Any = 1) -> Value:
-    if "addbmm" in c.operator:
-        raise c.unsupported("a sum over a batch of products")
     b = c.reshape(b, (*b.type.shape, 1)) if b.type.rank == 1 else b
     y = product(c, a, b)
     y = c.reshape(y, c.type.shape)
@@ -61,6 +62,48 @@ def addmm(c: Context, bias: Value, a: Value, b: Value, beta: Any = 1, alpha: Any
         return c.result(y)
     bias = c.wide(bias)
     return c.result(c.emit(ew.Add(), y, bias if beta == 1 else c.apply(ew.Mul(), bias, beta)))
+
+
+@lowers("aten.einsum.default")
+def einsum(c: Context, equation: str, operands: Sequence[Value], **_: Any) -> Value:
+    """One operand is summed and transposed; two are a batched matrix product of their axes."""
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    labels = left.split(",")
+    known = len(operands) == len(labels) <= 2 and arrow and "." not in equation
+    if not known or any(len(set(each)) != len(each) for each in labels):
+        raise c.unsupported(f"the equation {equation!r}")
+    reduced = [
+        sum_out(c, x, each, set(out).union(*(o for o in labels if o is not each)))
+        for x, each in zip(operands, labels, strict=True)
+    ]
+    if len(reduced) == 1:
+        return c.result(arranged(c, *reduced[0], out))
+    (a, la), (b, lb) = reduced
+    batch = [n for n in la if n in lb and n in out]
+    inner = [n for n in la if n in lb and n not in out]
+    rows, columns = [n for n in la if n not in lb], [n for n in lb if n not in la]
+    sizes = dict(zip((*la, *lb), (*a.type.shape, *b.type.shape), strict=True))
+
+    def matrix(x: Value, names: str, *groups: list[str]) -> Value:
+        flat = [numel(tuple(sizes[n] for n in group)) for group in groups]
+        order = "".join(n for group in (batch, *groups) for n in group)
+        return c.reshape(arranged(c, x, names, order), (*(sizes[n] for n in batch), *flat))
+
+    y = c.emit(MatMul(transpose_b=True), matrix(a, la, rows, inner), matrix(b, lb, columns, inner))
+    names = "".join([*batch, *rows, *columns])
+    return c.result(arranged(c, c.reshape(y, [sizes[n] for n in names]), names, out))
+
+
+def sum_out(c: Context, x: Value, names: str, kept: set[str]) -> tuple[Value, str]:
+    """Return an operand in f32, summed over the axes that nothing else names."""
+    axes = tuple(i for i, n in enumerate(names) if n not in kept)
+    x = c.wide(x)
+    return (c.emit(ReduceSum(axes), x) if axes else x), "".join(n for n in names if n in kept)
+
+
+def arranged(c: Context, x: Value, names: str, order: str) -> Value:
+    """Return `x`, whose axes have `names`, with its axes in another order."""
+    return c.transpose(x, [names.index(n) for n in order])
 
 
 @lowers("aten.outer.default", "aten.ger.default")

@@ -68,7 +68,7 @@ def var(
     return c.result(value)
 
 
-@lowers("aten.var.dim", "aten.std.dim")
+@lowers("aten.var.dim", "aten.std.dim", "aten.var_mean.dim")
 def var_dim(c: Context, x: Value, axes: Axes, unbiased: bool = True, keep: bool = False) -> Any:
     return var(c, x, axes, int(unbiased), keep)
 

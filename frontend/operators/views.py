@@ -9,7 +9,7 @@ from ...ir.dtypes import I64
 from ...ir.graph import Value
 from ...ir.ops import elementwise as ew
 from ...ir.ops.index import Concat, Iota, Slice
-from ...ir.types import Dim, TensorType, dim
+from ...ir.types import Dim, dim
 from .context import Context, lowers
 
 
@@ -168,8 +168,9 @@ def select_scatter(c: Context, x: Value, source: Value, axis: int, index: Dim) -
     return join(c, [p for p in parts if p is not None], axis)
 
 
-@lowers("aten.repeat.default")
+@lowers("aten.repeat.default", "aten.tile.default")
 def repeat(c: Context, x: Value, repeats: Sequence[Dim]) -> Value:
+    repeats = (*(1 for _ in range(x.type.rank - len(repeats))), *repeats)
     extra = len(repeats) - x.type.rank
     x = c.reshape(x, (*(1 for _ in range(extra)), *x.type.shape))
     apart = [d for pair in zip([1] * len(repeats), x.type.shape, strict=True) for d in pair]
@@ -292,11 +293,3 @@ def eye(c: Context, *_: Any, **__: Any) -> Value:
     rows, columns = c.type.shape
     row = c.reshape(c.emit(Iota(rows)), (rows, 1))
     return c.cast(c.apply(ew.Eq(), row, c.emit(Iota(columns))), c.dtype)
-
-
-def counted(c: Context, shape: Sequence[Dim], axis: int) -> Value:
-    """Return `i64[shape]` that counts 0, 1, … along `axis`."""
-    line = c.reshape(
-        c.emit(Iota(shape[axis])), [d if a == axis else 1 for a, d in enumerate(shape)]
-    )
-    return c.broadcast(line, TensorType(I64, tuple(shape)).shape)
