@@ -209,7 +209,7 @@ class _Parser:
     def typed(self) -> Value:
         name = self.next("value")[1:]
         self.mark(":")
-        element = dtype(self.next("word"))
+        element = self.by(dtype, self.next("word"))
         self.mark("[")
         shape: list[Any] = []
         while not self.accept("]"):
@@ -224,10 +224,17 @@ class _Parser:
         while depth or not any(self.peek(s) for s in stops):
             depth += self.peek("(") - self.peek(")")
             if self.done:
-                raise self.error("unfinished size")
+                raise self.error("unfinished size", self.tokens[start][2])
             self.at += 1
         begin, end = self.tokens[start][2], self.tokens[self.at][2]
-        return parse_dim(self.text[begin:end].strip())
+        return self.by(parse_dim, self.text[begin:end].strip())
+
+    def by(self, parse: Callable[[str], _T], text: str) -> _T:
+        """Parse a piece of text by another parser, whose errors know no line."""
+        try:
+            return parse(text)
+        except DiluError as error:
+            raise self.error(error.message, self.tokens[self.at - 1][2]) from None
 
     def names(self, scope: dict[str, Value]) -> tuple[Value, ...]:
         """Parse a possibly empty list of value names that no closing mark follows."""
@@ -250,7 +257,7 @@ class _Parser:
         while self.accept(","):
             outputs.append(self.typed())
         self.mark("=")
-        name = self.next("word")
+        name, place = self.next("word"), self.tokens[self.at - 1][2]
         if name not in OPS:
             self.at -= 1
             raise self.error(f"unknown op {name!r}")
@@ -260,7 +267,7 @@ class _Parser:
         try:
             op = OPS[name](**dict(pairs))
         except TypeError as error:
-            raise self.error(f"{name}: {error}") from None
+            raise self.error(f"{name}: {error}", place) from None
         scope.update({v.name: v for v in outputs})
         return Node(op, inputs, tuple(outputs))
 
@@ -279,7 +286,7 @@ class _Parser:
         if kind == "string":
             return json.loads(text)
         if kind == "angle":
-            return parse_dim(text[1:-1])
+            return self.by(parse_dim, text[1:-1])
         if text == "[":
             return self.separated(self.attribute, "]")
         if kind == "word":

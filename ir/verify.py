@@ -53,6 +53,9 @@ def verify_function(function: Function, stage: Stage, *, in_kernel: bool = False
         except DiluError as error:
             fail(error.message, node)
             raise
+        except TypeError:
+            fail(f"{node.op.name} takes another number of operands", node)
+            raise
         if types != tuple(v.type for v in node.outputs):
             fail(f"the types should be {', '.join(map(str, types))}", node)
         for value in node.outputs:

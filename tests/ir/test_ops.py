@@ -1,0 +1,153 @@
+"""What ops refuse, and what the less obvious ones compute."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dilu.errors import DiluError
+from dilu.ir.interpret import interpret
+from dilu.ir.text import parse_graph
+from dilu.ir.verify import verify
+
+
+def run(text: str, *inputs: np.ndarray):
+    graph = parse_graph("graph legalized\nfunc @f" + text)
+    verify(graph)
+    return interpret(graph.functions[0], inputs)
+
+
+@pytest.mark.parametrize(
+    ("head", "node", "message"),
+    [
+        ("%x: f32[T], %y: bf16[T]", "%z: f32[T] = add(%x, %y)", "equal element types"),
+        ("%x: i64[T]", "%z: i64[T] = exp(%x)", "takes a float"),
+        ("%x: f32[T]", "%z: f32[T] = logical_not(%x)", "takes bool"),
+        ("%x: f32[T]", "%z: f32[T] = where(%x, %x, %x)", "bool condition"),
+        ("%x: f32[T,4]", "%z: f32[T,5] = reshape(%x) {shape=[<T>, 5]}", "number of elements"),
+        ("%x: f32[T,4]", "%z: f32[T,4] = transpose(%x) {permutation=[0, 0]}", "no permutation"),
+        ("%x: f32[T,4]", "%z: f32[T] = broadcast_to(%x) {shape=[<T>]}", "cannot be broadcast"),
+        ("%x: f32[4]", "%z: f32[4] = slice(%x) {axis=1, start=0, step=1, stop=4}", "bad slice"),
+        ("%x: f32[4], %y: f32[T,4]", "%z: f32[4] = concat(%x, %y) {axis=0}", "cannot join"),
+        ("%x: f32[4], %y: f32[T]", "%z: f32[T] = take(%x, %y)", "indexed by integers"),
+        ("%x: f32[T,4], %y: i64[4]", "%z: f32[4] = take_along(%x, %y)", "equal leading axes"),
+        ("%x: f32[T,4]", "%z: f32[4] = reduce_sum(%x) {axes=[2], keepdims=false}", "bad reduction"),
+        ("%x: f32[T,4]", "%z: f32[T,5], %i: i64[T,5] = topk(%x) {k=5}", "topk of 5"),
+        ("%x: f32[T,4], %y: f32[5,6]", "%z: f32[T,6] = matmul(%x, %y) {transpose_b=false}",
+         "inner sizes differ"),
+        ("%x: f32[4], %y: f32[4,4]", "%z: f32[4] = matmul(%x, %y) {transpose_b=false}",
+         "takes matrices"),
+        ("%x: f32[5,4], %y: f32[1,1]",
+         "%z: f32[5,4] = dequantize(%x, %y) {block=[4, 4], dtype=f32}", "do not fit"),
+        ("%x: i8[4]", "%z: f32[4] = decode(%x) {dtype=f32, format=f8e4m3}", "takes u8 codes"),
+        ("%x: i64[4]", "%z: u8[4] = encode(%x) {format=f8e4m3, saturate=true}", "takes a float"),
+        ("%x: f32[B,4,2,8], %y: f32[T,8], %i: i64[T]",
+         "%z: f32[B,4,2,8] = cache_update(%x, %y, %i)", "cache_update of"),
+        ("%x: f32[T,4], %i: i64[T,2], %w: f32[T,2], %g: f32[3,2,6,4], %d: f32[3,4,5]",
+         "%z: f32[T,4] = experts(%x, %i, %w, %g, %d) {activation=\"silu\"}", "experts: "),
+        ("%x: f32[T,4], %i: i64[T,2], %w: f32[T,2], %g: f32[3,2,6,4], %d: f32[3,4,6]",
+         "%z: f32[T,4] = experts(%x, %i, %w, %g, %d) {activation=\"wave\"}", "unknown activation"),
+        ("%q: f32[T,3,8], %k: f32[B,4,2,8], %p: i64[T], %s: i64[T], %n: i64[S,P]",
+         "%z: f32[T,3,8] = attention(%q, %k, %k, %p, %s, %n) {scale=1.0, value_dim=8, window=none}",
+         "heads do not fit"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(head, node, message):
+    graph = parse_graph(f"graph legalized\nfunc @f({head}) {{\n {node}\n return %z }}")
+    with pytest.raises(DiluError, match=message):
+        verify(graph)
+
+
+def test_ragged_blocks():
+    (out,) = run(
+        """(%w: f32[5,7], %s: f32[2,3]) {
+  %z: f32[5,7] = dequantize(%w, %s) {block=[3, 3], dtype=f32}
+  return %z }""",
+        np.ones((5, 7), np.float32),
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+    )
+    assert out[:, 0].tolist() == [0, 0, 0, 3, 3]
+    assert out[4].tolist() == [3, 3, 3, 4, 4, 4, 5]
+
+
+def test_all_codes_decode_and_encode():
+    text = """(%c: u8[256]) {
+  %v: f32[256] = decode(%c) {dtype=f32, format=f8e4m3}
+  %e: u8[256] = encode(%v) {format=f8e4m3, saturate=true}
+  return %v, %e }"""
+    codes = np.arange(256, dtype=np.uint8)
+    values, again = run(text, codes)
+    assert np.isnan(values[[0x7F, 0xFF]]).all() and values[0x7E] == 448.0
+    finite = ~np.isnan(values)
+    assert np.array_equal(again[finite], codes[finite])
+
+
+def test_attention_is_softmax_over_the_pages_of_a_sequence():
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        rng.normal(size=s).astype(np.float32) for s in ((3, 4, 8), (5, 2, 2, 8), (5, 2, 2, 8))
+    )
+    positions, sequence = np.array([2, 0, 3]), np.array([0, 1, 1])
+    pages = np.array([[3, 1], [0, 4]])
+    (out,) = run(
+        """(%q: f32[T,4,8], %k: f32[B,2,2,8], %v: f32[B,2,2,8], %p: i64[T], %s: i64[T],
+            %n: i64[S,P]) {
+  %z: f32[T,4,6] = attention(%q, %k, %v, %p, %s, %n) {scale=0.5, value_dim=6, window=2}
+  return %z }""",
+        q, k, v, positions, sequence, pages,
+    )  # fmt: skip
+    for t in range(3):
+        rows = np.concatenate([k[p] for p in pages[sequence[t]]])
+        values = np.concatenate([v[p] for p in pages[sequence[t]]])
+        first, last = max(0, positions[t] - 1), positions[t] + 1
+        for head in range(4):
+            scores = rows[first:last, head // 2] @ q[t, head] * 0.5
+            weights = np.exp(scores) / np.exp(scores).sum()
+            want = weights @ values[first:last, head // 2, :6]
+            assert np.allclose(out[t, head], want, atol=1e-6)
+
+
+def test_experts_are_the_sum_of_what_was_chosen():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(3, 4)).astype(np.float32)
+    chosen = np.array([[0, 2], [1, 1], [2, 0]])
+    share = rng.random((3, 2)).astype(np.float32)
+    gate_up = rng.normal(size=(3, 2, 6, 4)).astype(np.float32)
+    down = rng.normal(size=(3, 4, 6)).astype(np.float32)
+    (out,) = run(
+        """(%x: f32[T,4], %i: i64[T,2], %w: f32[T,2], %g: f32[3,2,6,4], %d: f32[3,4,6]) {
+  %z: f32[T,4] = experts(%x, %i, %w, %g, %d) {activation="silu"}
+  return %z }""",
+        x, chosen, share, gate_up, down,
+    )  # fmt: skip
+    for t in range(3):
+        want = np.zeros(4)
+        for e, s in zip(chosen[t], share[t], strict=True):
+            g, u = gate_up[e] @ x[t]
+            want += s * (down[e] @ (g / (1 + np.exp(-g)) * u))
+        assert np.allclose(out[t], want, atol=1e-5)
+
+
+def test_ties_go_to_the_first():
+    x = np.array([[1.0, 3.0, 3.0, 0.0]], np.float32)
+    top, at, first = run(
+        """(%x: f32[T,4]) {
+  %v: f32[T,3], %i: i64[T,3] = topk(%x) {k=3}
+  %a: i64[T] = argmax(%x)
+  return %v, %i, %a }""",
+        x,
+    )
+    assert (top.tolist(), at.tolist(), first.tolist()) == ([[3, 3, 1]], [[1, 2, 0]], [1])
+
+
+def test_integers_divide_downwards():
+    a, b = np.array([7, -7]), np.array([2, 2])
+    quotient, rest = run(
+        """(%a: i64[2], %b: i64[2]) {
+  %q: i64[2] = div(%a, %b)
+  %r: i64[2] = mod(%a, %b)
+  return %q, %r }""",
+        a,
+        b,
+    )
+    assert (quotient.tolist(), rest.tolist()) == ([3, -4], [1, 1])
