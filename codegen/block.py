@@ -7,7 +7,7 @@ subexpressions are shared by construction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -97,7 +97,8 @@ class BlockBuilder:
             if item.buffer.space == "row":
                 parts.append(1)
             return max(parts, default=0)
-        return max((self.depth.get(s.name, 0) for s in item.free_symbols), default=0)
+        symbols: set[Any] = item.free_symbols
+        return max((self.depth.get(s.name, 0) for s in symbols), default=0)
 
     # -- values
 
@@ -138,7 +139,8 @@ class BlockBuilder:
         """Return a value read from memory as an index within `0 … size - 1`."""
         wide = value
         if isinstance(value, Literal):
-            return max(0, int(value.value))
+            number = max(0, int(value.value))
+            return min(number, size - 1) if isinstance(size, int) else number
         if isinstance(value, Index):
             inside = is_at_least(value.value, 0, self.ranges)
             if inside and is_below(value.value, size, self.ranges):
@@ -163,13 +165,14 @@ class BlockBuilder:
         return self.apply("lt", Index(value), Index(bound), dtype=BOOL)
 
     def _note_break(self, value: Dim, bound: Dim) -> None:
-        for symbol in sympy.sympify(value).free_symbols & self._elements:
+        free: Any = sympy.sympify(value).free_symbols
+        for symbol in free & self._elements:
             point = index(bound - value + symbol)
             if isinstance(point, int):
                 self._breaks[symbol].add(point)
 
     @contextmanager
-    def masked(self, condition: Expr | bool) -> Iterator[None]:
+    def masked(self, condition: Expr | bool) -> Generator[None]:
         """Within, loads and stores happen only where `condition` holds."""
         before = self.mask
         if not isinstance(condition, bool):
@@ -184,10 +187,15 @@ class BlockBuilder:
 
     def want_split(self, value: Dim, divisor: Dim) -> None:
         """Ask for the loop of `value` to be split when it is an element loop's variable."""
-        if value not in self._elements or not isinstance(divisor, int):
+        if not isinstance(value, sympy.Symbol) or not isinstance(divisor, int):
             return
-        known = self.ranges[value]
-        if known.start == 0 and isinstance(known.stop, int) and known.stop % divisor == 0:
+        known = self.ranges.get(value, _UNKNOWN)
+        if (
+            value in self._elements
+            and known.start == 0
+            and isinstance(known.stop, int)
+            and known.stop % divisor == 0
+        ):
             raise _Resplit(value, divisor)
 
     # -- memos of values already built
@@ -204,7 +212,7 @@ class BlockBuilder:
     # -- blocks
 
     @contextmanager
-    def inner(self, depth: int | None = None) -> Iterator[_Block]:
+    def inner(self, depth: int | None = None) -> Generator[_Block]:
         """Open a block inside that of `depth` (default: the innermost); deeper ones step aside."""
         saved = self.blocks
         self.blocks = saved[: (len(saved) if depth is None else depth + 1)]
@@ -216,7 +224,7 @@ class BlockBuilder:
             self.blocks = saved
 
     @contextmanager
-    def back_at(self, depth: int) -> Iterator[None]:
+    def back_at(self, depth: int) -> Generator[None]:
         """Within, the block of `depth` is the innermost one, and no mask applies."""
         saved, mask = self.blocks, self.mask
         self.blocks, self.mask = saved[: depth + 1], None

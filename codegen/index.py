@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sympy
 
@@ -32,6 +33,14 @@ class Remainder(sympy.Function):
     is_nonnegative = True
 
 
+def floor_div(a: Dim, b: Dim) -> Any:
+    return FloorDiv(a, b)
+
+
+def modulo(a: Dim, b: Dim) -> Any:
+    return Remainder(a, b)
+
+
 @dataclass(frozen=True)
 class Range:
     """The values of a variable: `start <= variable < stop`."""
@@ -52,26 +61,27 @@ def index(value: Dim) -> Dim:
     """Return the canonical form of an index expression."""
     if isinstance(value, int):
         return value
-    value = sympy.expand(value)
-    if value.is_Integer:
-        return int(value)
-    return _rejoined(value) if value.is_Add and value.has(Remainder) else value
+    expanded: Any = sympy.expand(value)
+    if expanded.is_Integer:
+        return int(expanded)
+    return _rejoined(expanded) if expanded.is_Add and expanded.has(Remainder) else expanded
 
 
-def _rejoined(value: sympy.Expr) -> Dim:
+def _rejoined(value: Any) -> Dim:
     """Replace `c·d·(x // d) + c·(x % d)` by `c·x`."""
     for term in value.args:
         factor, rest = _coefficient(term)
         if not isinstance(rest, Remainder):
             continue
-        x, d = rest.args
-        partner = factor * d * FloorDiv(x, d)
+        parts: Any = rest.args
+        x, d = parts
+        partner = factor * d * floor_div(x, d)
         if sympy.expand(partner) in value.args:
             return index(value - term - partner + factor * x)
     return value
 
 
-def _coefficient(term: sympy.Expr) -> tuple[sympy.Expr, sympy.Expr]:
+def _coefficient(term: Any) -> tuple[Any, Any]:
     """Split a product into what multiplies its Remainder factor, and that factor."""
     factors = sympy.Mul.make_args(term)
     found = [f for f in factors if isinstance(f, Remainder)]
@@ -103,21 +113,24 @@ def _bound(value: Dim, ranges: Ranges, *, upper: bool) -> Dim | None:
     return dim(sympy.sympify(total))
 
 
-def _term_bound(term: sympy.Expr, ranges: Ranges, *, upper: bool) -> Dim | None:
-    product: Dim = 1
-    for factor in sympy.Mul.make_args(term):
-        bound: Dim | None
+def _term_bound(term: Any, ranges: Ranges, *, upper: bool) -> Dim | None:
+    product: Any = 1
+    factors: tuple[Any, ...] = sympy.Mul.make_args(term)
+    for factor in factors:
+        bound: Any
+        parts: Any = factor.args
         if factor.is_Integer:
             bound = int(factor)
         elif factor in ranges:
             known = ranges[factor]
             bound = known.stop - 1 if upper else known.start
         elif isinstance(factor, FloorDiv):
-            top = _bound(factor.args[0], ranges, upper=True)
-            whole = isinstance(top, int) and factor.args[1].is_Integer
-            bound = (top // int(factor.args[1]) if whole else top) if upper else 0
+            top = _bound(parts[0], ranges, upper=True)
+            if isinstance(top, int) and parts[1].is_Integer:
+                top = top // int(parts[1])
+            bound = top if upper else 0
         elif isinstance(factor, Remainder):
-            bound = factor.args[1] - 1 if upper else 0
+            bound = parts[1] - 1 if upper else 0
         elif factor.is_positive:
             bound = factor  # a size
         else:
@@ -167,12 +180,10 @@ def divmod_index(value: Dim, divisor: Dim, ranges: Ranges) -> tuple[Dim, Dim]:
         return quotient, left
     if left == 0:
         return quotient, 0
-    return index(quotient + FloorDiv(left, divisor)), index(Remainder(left, divisor))
+    return index(quotient + floor_div(left, divisor)), index(modulo(left, divisor))
 
 
-def _split_numbers(
-    quotient: Dim, left: sympy.Expr, divisor: int, ranges: Ranges
-) -> tuple[Dim, Dim]:
+def _split_numbers(quotient: Dim, left: Any, divisor: int, ranges: Ranges) -> tuple[Dim, Dim]:
     """Finish a division by a number: multiples inside coefficients, common factors, ranges."""
     number, variables = left.as_coeff_Add()
     extra, number = divmod(int(number), divisor)
@@ -183,11 +194,12 @@ def _split_numbers(
     if common > 1:
         high, low = divmod_index(index(left / common), divisor // common, ranges)
         return index(quotient + high), index(common * low)
-    if isinstance(left, FloorDiv) and left.args[1].is_Integer:
-        x, d = left.args
+    parts: Any = left.args
+    if isinstance(left, FloorDiv) and parts[1].is_Integer:
+        x, d = parts
         high, _ = divmod_index(x, int(d) * divisor, ranges)
-        return index(quotient + high), Remainder(left, divisor)
-    return index(quotient + FloorDiv(left, divisor)), Remainder(left, divisor)
+        return index(quotient + high), modulo(left, divisor)
+    return index(quotient + floor_div(left, divisor)), modulo(left, divisor)
 
 
 def flat_index(indices: Sequence[Dim], shape: Shape) -> Dim:

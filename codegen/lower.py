@@ -84,7 +84,7 @@ def lower_function(function: Function, pieces: Mapping[str, int]) -> Plan:
         except DiluError as error:
             raise error.in_pass("lower", _short(node), node.loc) from None
     return Plan(
-        function.name,
+        _identifier(function.name),
         len(function.parameters),
         len(function.states),
         len(function.constants),

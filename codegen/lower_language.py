@@ -59,7 +59,7 @@ def lower_attention(region: Region) -> None:
     node = _single(region, "attention")
     op: Any = node.op
     q, keys, values, positions, sequence, pages = node.inputs
-    caches: list[Buffer] = []
+    caches: list[Buffer] = []  # keys, values
     for cache in (keys, values):
         buffer = region.inputs.get(cache.name)
         if buffer is None or buffer.dtype not in (F32, BF16, F16):
@@ -68,7 +68,8 @@ def lower_attention(region: Region) -> None:
     out = region.result_buffer(node.output, F32)
     step = Attention(
         region.argument(q, F32),
-        *caches,
+        caches[0],
+        caches[1],
         region.argument(positions, I64),
         region.argument(sequence, I64),
         region.argument(pages, I64),

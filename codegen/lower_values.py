@@ -156,7 +156,8 @@ def _offer_splits(values: BodyValues, indices: Indices, place: Indices) -> None:
     for part in place:
         if isinstance(part, int):
             continue
-        for term in part.atoms(FloorDiv, Remainder):
+        terms: set[Any] = part.atoms(FloorDiv, Remainder)
+        for term in terms:
             inner, divisor = term.args
             if divisor.is_Integer:
                 values.builder.want_split(inner, int(divisor))

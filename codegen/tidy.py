@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from ..ir.types import Dim
 from .kernel_ir import Apply, Expr, Index, Let, Load, Loop, Name, Reduce, Stmt, Store
@@ -52,7 +53,8 @@ def _live(stmts: tuple[Stmt, ...], used: set[str]) -> tuple[Stmt, ...]:
 
 def _dim_names(value: Dim) -> Iterator[str]:
     if not isinstance(value, int):
-        yield from (s.name for s in value.free_symbols)
+        symbols: set[Any] = value.free_symbols
+        yield from (s.name for s in symbols)
 
 
 def _expr_index_names(e: Expr) -> Iterator[str]:

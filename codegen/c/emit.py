@@ -59,7 +59,7 @@ def _inlined(name: str, target: Target, seen: set[str]) -> str:
     seen.add(name)
     if name.startswith("isa_") and name != target.header:
         return ""
-    text = resources.files(__package__).joinpath("lib", name).read_text("utf-8")
+    text = resources.files(__name__.rpartition(".")[0]).joinpath("lib", name).read_text("utf-8")
     return re.sub(
         r'^#include "([\w.]+)"\n', lambda m: _inlined(m[1], target, seen), text, flags=re.MULTILINE
     )

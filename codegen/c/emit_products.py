@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...ir.types import Dim, dim, numel
-from ..index import FloorDiv
+from ..index import floor_div
 from ..kernel_ir import Buffer, Epilogue, Experts, LoopNest, Matmul, Weight
 from .emit_loops import emit_nest
 from .expressions import FORMATS, Expressions, c_name, element, emit_index
@@ -15,7 +15,7 @@ from .writer import Writer
 def ceil_div(a: Dim, b: Dim) -> Dim:
     if isinstance(a, int) and isinstance(b, int):
         return -(-a // b)
-    return FloorDiv(a + b - 1, b)
+    return floor_div(a + b - 1, b)
 
 
 def emit_matmul(w: Writer, step: Matmul, frame: Frame) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import sympy
@@ -67,7 +68,8 @@ def pointer_type(buffer: Buffer) -> str:
 
 def emit_index(value: Dim, level: int = 0) -> str:
     """Return C for an index expression; parenthesized where it binds weaker than `level`."""
-    e = sympy.sympify(value)
+    e: Any = sympy.sympify(value)
+    args: Any = e.args
     own, text = 2, ""
     if e.is_Symbol or e.is_Integer:
         text, own = c_name(str(e)), 2 if e.is_Symbol or int(e) >= 0 else 0
@@ -78,15 +80,15 @@ def emit_index(value: Dim, level: int = 0) -> str:
     elif e.is_Pow and e.exp.is_Integer and int(e.exp) > 0:
         text, own = "*".join([emit_index(e.base, 2)] * int(e.exp)), 1
     elif isinstance(e, FloorDiv):
-        text, own = f"{emit_index(e.args[0], 2)} / {emit_index(e.args[1], 2)}", 1
+        text, own = f"{emit_index(args[0], 2)} / {emit_index(args[1], 2)}", 1
     elif isinstance(e, Remainder | sympy.Mod):
-        text, own = f"{emit_index(e.args[0], 2)} % {emit_index(e.args[1], 2)}", 1
+        text, own = f"{emit_index(args[0], 2)} % {emit_index(args[1], 2)}", 1
     elif isinstance(e, sympy.floor):
-        top, bottom = e.args[0].as_numer_denom()
+        top, bottom = args[0].as_numer_denom()
         text = f"dilu_div_i64({emit_index(top)}, {emit_index(bottom)})"
     elif isinstance(e, sympy.Max | sympy.Min):
         name = "dilu_larger" if isinstance(e, sympy.Max) else "dilu_smaller"
-        parts = [emit_index(a) for a in sorted(e.args, key=str)]
+        parts = [emit_index(a) for a in sorted(args, key=str)]
         text = parts[0]
         for part in parts[1:]:
             text = f"{name}({text}, {part})"
@@ -95,7 +97,7 @@ def emit_index(value: Dim, level: int = 0) -> str:
     return f"({text})" if own < level else text
 
 
-def _sum(e: sympy.Expr) -> str:
+def _sum(e: Any) -> str:
     terms = sorted(e.args, key=lambda a: (bool(a.is_Number), -len(a.free_symbols), str(a)))
     text = emit_index(terms[0], 1)
     for term in terms[1:]:
@@ -105,7 +107,7 @@ def _sum(e: sympy.Expr) -> str:
     return text
 
 
-def _factors(e: sympy.Expr) -> list[sympy.Expr]:
+def _factors(e: Any) -> list[Any]:
     return sorted(e.args, key=lambda a: (bool(a.is_Number), str(a)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
@@ -15,7 +15,7 @@ class Writer:
         self._lines.append("  " * self._level + text if text else "")
 
     @contextmanager
-    def block(self, head: str = "", tail: str = "}") -> Iterator[None]:
+    def block(self, head: str = "", tail: str = "}") -> Generator[None]:
         """Write `head {`, what is written within, indented, and `tail`."""
         self.line(f"{head} {{" if head else "{")
         self._level += 1
