@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..ir.dtypes import F32
 from ..ir.graph import Node, Value
+from ..ir.ops.index import Transpose
+from ..ir.rewrite import Builder
 from ..ir.types import Dim, Shape, dim, numel
 from .block import BlockBuilder
 from .index import split_index
 from .kernel_ir import Buffer, Matmul, Weight
 from .lower_loops import Output, lower_loops
-from .lower_products import Broadcast, Region, activations, fail, lower_epilogue, matrix
+from .lower_products import Region, activations, fail, lower_epilogue, matrix, widened
 from .lower_values import Indices
 
 
@@ -72,22 +75,16 @@ def _fits(b: Value, weight: Weight, batch: Shape) -> bool:
 
 def _copied(region: Region, node: Node, batch: Shape) -> Weight:
     """Return the second operand as f32 rows `[…, N, K]` that a step writes out."""
-    from dataclasses import replace
-
-    from ..ir.ops.index import Transpose
-
     op: Any = node.op
     b = node.inputs[1]
     body = region.body
     if not op.transpose_b:
         rank = b.type.rank
-        turn = Transpose((*range(rank - 2), rank - 1, rank - 2))
-        turned = Value(f"{b.name}.turned", turn.infer(b.type)[0])
-        body = replace(body, nodes=(*body.nodes, Node(turn, (b,), (turned,), node.loc)))
-        b = turned
+        builder = Builder.over(body)
+        b = builder.emit(Transpose((*range(rank - 2), rank - 1, rank - 2)), b)
+        body = replace(body, nodes=(*body.nodes, *builder.nodes))
     n, k = b.type.shape[-2:]
-    widened = Broadcast(body, b, (*batch, n, k) if batch else b.type.shape)
-    buffer: Buffer = region.scratch_buffer("b", F32, widened.value.type.shape)
-    output = Output(widened.value, buffer)
-    region.steps += lower_loops(widened.body, region.inputs, [output], region.taken)
+    body, b = widened(body, b, (*batch, n, k) if batch else b.type.shape)
+    buffer: Buffer = region.scratch_buffer("b", F32, b.type.shape)
+    region.steps += lower_loops(body, region.inputs, [Output(b, buffer)], region.taken)
     return Weight(buffer, F32, k, batch_rows=n if batch else 0)

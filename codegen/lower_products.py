@@ -9,6 +9,9 @@ from typing import Any
 from ..errors import DiluError
 from ..ir.dtypes import BF16, F16, F32, DType
 from ..ir.graph import Function, Node, Value
+from ..ir.ops.elementwise import Cast
+from ..ir.ops.index import BroadcastTo
+from ..ir.rewrite import Builder
 from ..ir.text import print_node
 from ..ir.types import Dim, Shape, dim
 from .block import BlockBuilder
@@ -206,34 +209,20 @@ def activations(region: Region, value: Value, shape: Shape) -> tuple[Buffer, Loo
         if direct is not None:
             return direct, None
     buffer = region.scratch_buffer("a", F32, shape)
-    widened = Broadcast(region.body, value, shape)
-    nests = lower_loops(widened.body, region.inputs, [Output(widened.value, buffer)], region.taken)
+    body, value = widened(region.body, value, shape)
+    nests = lower_loops(body, region.inputs, [Output(value, buffer)], region.taken)
     assert len(nests) == 1
     return buffer, nests[0]
 
 
-class Broadcast:
-    """A body with one more node: `value` broadcast to `shape` and cast to f32."""
-
-    def __init__(self, body: Function, value: Value, shape: Shape) -> None:
-        from ..ir.ops.elementwise import Cast
-        from ..ir.ops.index import BroadcastTo
-
-        nodes = list(body.nodes)
-
-        def add(op: Any) -> None:
-            nonlocal value
-            (made,) = op.infer(value.type)
-            output = Value(f"{value.name}.{op.name}", made)
-            nodes.append(Node(op, (value,), (output,)))
-            value = output
-
-        if value.type.dtype != F32:
-            add(Cast(F32))
-        if value.type.shape != shape:
-            add(BroadcastTo(shape))
-        self.body = replace(body, nodes=tuple(nodes))
-        self.value = value
+def widened(body: Function, value: Value, shape: Shape) -> tuple[Function, Value]:
+    """Return `body` with `value` cast to f32 and broadcast to `shape`, and that value."""
+    builder = Builder.over(body)
+    if value.type.dtype != F32:
+        value = builder.emit(Cast(F32), value)
+    if value.type.shape != shape:
+        value = builder.emit(BroadcastTo(shape), value)
+    return replace(body, nodes=(*body.nodes, *builder.nodes)), value
 
 
 # --------------------------------------------------------------------------- epilogues
