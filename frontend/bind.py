@@ -9,7 +9,7 @@ anew with every piece.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,6 @@ from ..ir.types import TensorType
 from ..ir.weights import Piece, Weight
 from .checkpoint import Checkpoint, Quantization, TensorHeader
 from .importer import Storage
-from .operators import dtype_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Binder:
     have: projections and experts in FP8, all else in `plain`.
     """
 
-    model: torch.nn.Module
+    model: Any
     checkpoint: Checkpoint | None
     quantization: Quantization | None
     plain: DType = BF16
@@ -72,10 +71,10 @@ class Binder:
 
     def __post_init__(self) -> None:
         first: dict[int, str] = {}
-        for name, tensor in _parameters(self.model):
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
             self.aliases[name] = first.setdefault(id(tensor), name)
             self.shapes[name] = tuple(tensor.shape)
-        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        head = self.model.get_output_embeddings()
         self._projections = {
             f"{name}.weight"
             for name, module in self.model.named_modules()
@@ -246,16 +245,7 @@ class Binder:
         return Piece(header.file, tensor, header.offset, header.nbytes)
 
 
-def _parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield parameters and persistent buffers, shared ones under every name."""
-    yield from model.named_parameters(remove_duplicate=False)
-    for prefix, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                yield f"{prefix}.{name}" if prefix else name, buffer
-
-
-def _kept_wide(model: torch.nn.Module) -> tuple[str, ...]:
+def _kept_wide(model: Any) -> tuple[str, ...]:
     """Return what must stay in f32 whatever the model's element type, as parts of names."""
     kept = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     return tuple(kept)
@@ -309,6 +299,3 @@ def _matches(pattern: str, module: str) -> bool:
     if pattern.startswith("re:"):
         return re.match(pattern[3:], module) is not None
     return f".{pattern}." in f".{module}."
-
-
-__all__ = ["Binder", "dtype_of"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ def capture_module(
     importer.take_inputs()
     results = importer.run()
     imported = importer.finish("main", results)
-    state = {**program.state_dict, **program.constants}
+    state: dict[str, Any] = {**program.state_dict, **program.constants}
     weights = {name: weight_of(state[s.parameter]) for name, s in imported.sources.items()}
     return Graph("captured", (imported.function,), weights)
 
@@ -80,7 +80,7 @@ def raw(tensor: torch.Tensor, dtype: DType) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+def _evaluating(module: torch.nn.Module) -> Generator[None]:
     training = [m for m in module.modules() if m.training]
     module.eval()
     try:

@@ -8,7 +8,7 @@ constants in the form in which they are stored, decoded where they are used firs
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from torch import fx
 from torch.export.graph_signature import InputKind, OutputKind
 
 from ..errors import DiluError, Loc, UnsupportedError
-from ..ir.dtypes import F32, DType
+from ..ir.dtypes import F32
 from ..ir.graph import Function, Node, Value
 from ..ir.ops.elementwise import Cast
 from ..ir.ops.index import Reshape
 from ..ir.ops.quantize import Dequantize
 from ..ir.rewrite import Builder
-from ..ir.types import Dim, TensorType, symbol
+from ..ir.types import TensorType, symbol
 from .operators import TABLE, Context, Symbols, dtype_of
 
 _OURS = str(Path(__file__).parent)
@@ -94,9 +94,14 @@ class Importer:
     # ------------------------------------------------------------------ inputs
 
     def name_sizes(self, names: Sequence[Sequence[str | None]] = ()) -> None:
-        """Name the symbolic sizes of the user's inputs: per input and axis, s0, s1, … if unsaid."""
+        """Name the symbolic sizes of the user's inputs: per input and axis, s0, s1, … if unsaid.
+
+        Raises DiluError when a symbol is no input's size by itself: nothing would tell its value.
+        """
+        partial: dict[str, str] = {}
+        alone: set[str] = set()
         for i, node in enumerate(self._user_inputs()):
-            shape = getattr(node.meta["val"], "shape", ())
+            shape: Sequence[Any] = getattr(node.meta["val"], "shape", ())
             for axis, size in enumerate(shape):
                 said = names[i][axis] if i < len(names) and axis < len(names[i]) else None
                 if not isinstance(size, torch.SymInt):
@@ -104,6 +109,16 @@ class Importer:
                 for free in sorted(map(str, size.node.expr.free_symbols)):
                     unsaid = f"s{len(self.symbols.names)}"
                     self.symbols.names.setdefault(free, symbol(said or unsaid))
+                    if not size.node.expr.is_Symbol:
+                        partial.setdefault(free, f"axis {axis} of input {i} has size {size}")
+                if size.node.expr.is_Symbol:
+                    alone.add(str(size.node.expr))
+        for free, size in partial.items():
+            if free not in alone:
+                raise DiluError(
+                    f"{size}, which says nothing of {free} alone",
+                    hint="make every dynamic size a torch.export.Dim of its own",
+                )
 
     def take_inputs(self, names: Sequence[str] | None = None) -> None:
         """Make the user's inputs parameters of the function."""
@@ -343,12 +358,9 @@ def _values(out: Any) -> tuple[Value, ...]:
 def _promoted(node: fx.Node) -> torch.dtype:
     """Return the common element type of the tensors and numbers among the first two arguments."""
     arguments = [a.meta.get("val") if isinstance(a, fx.Node) else a for a in node.args[:2]]
-    known = [a for a in arguments if isinstance(a, (torch.Tensor, int, float))]
+    known: list[Any] = [a for a in arguments if isinstance(a, (torch.Tensor, int, float))]
     known += [1 for a in arguments if isinstance(a, torch.SymInt)]
     tensors = [a for a in known if isinstance(a, torch.Tensor)]
     if not tensors:
         return torch.float32
     return torch.result_type(*known) if len(known) == 2 else tensors[0].dtype
-
-
-__all__ = ["DType", "Dim", "Imported", "Importer", "Mapping", "Source", "Storage", "live", "plain"]

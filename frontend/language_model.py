@@ -13,7 +13,7 @@ R rows of logits, V vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..errors import DiluError, UnsupportedError
-from ..ir.dtypes import BF16, DTYPES, F32, I64, DType
+from ..ir.dtypes import BF16, DTYPES, I64, DType
 from ..ir.graph import Graph, Value
 from ..ir.ops.control import Call
 from ..ir.types import TensorType, shape_of, symbol
@@ -70,8 +70,10 @@ class LanguageModelInfo:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> LanguageModelInfo:
         """Return what `to_dict` was made from."""
-        lists = ("eos_token_ids", "tokenizer_files")
-        return cls(**{k: tuple(v) if k in lists else v for k, v in fields.items()})
+        known = dict(fields)
+        for name in ("eos_token_ids", "tokenizer_files"):
+            known[name] = tuple(known[name])
+        return cls(**known)
 
 
 def capture_language_model(
@@ -136,7 +138,7 @@ class _Kind:
 class _Capture:
     """The capture of one model: its runs of layers, their kinds, and the function around them."""
 
-    model: torch.nn.Module
+    model: Any
     mode: FakeTensorMode
     binder: Binder
     dtype: DType
@@ -199,7 +201,7 @@ class _Capture:
         """Return what makes layers one kind: the same program, and weights stored alike."""
         forms = tuple(
             (name, self.binder.storage(self.layer_prefix(index) + name))
-            for name in _tensor_names(layer)
+            for name in layer.state_dict(keep_vars=True)
         )
         return transformer.signature(layer), forms
 
@@ -282,20 +284,3 @@ class _Capture:
         )
         self.weights[value.name] = self.binder.weight(names, scales=source.scales, stacked=True)
         return value
-
-
-def _tensor_names(layer: torch.nn.Module) -> Sequence[str]:
-    """Return the names of a layer's parameters and buffers, as checkpoints have them."""
-    return [*(n for n, _ in layer.named_parameters()), *_persistent(layer)]
-
-
-def _persistent(layer: torch.nn.Module) -> list[str]:
-    return [
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in layer.named_modules()
-        for name, _ in module.named_buffers(recurse=False)
-        if name not in module._non_persistent_buffers_set
-    ]
-
-
-__all__ = ["F32", "LanguageModelInfo", "capture_language_model"]

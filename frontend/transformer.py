@@ -18,7 +18,6 @@ from torch.utils import _pytree as pytree
 
 from ..errors import DiluError, Loc, UnsupportedError
 from .capture import export
-from .operators.language import PAGING
 
 _NAME = "dilu"  # of our implementations in transformers' interfaces
 _PLACE = re.compile(r"layer_?(idx|index|id|number)$")  # attributes that only say where a layer is
@@ -28,12 +27,12 @@ _EXAMPLE = {"tokens": 7, "rows": 3}  # any sizes that are unlike each other and 
 
 def build_model(
     settings: Mapping[str, Any], dtype: torch.dtype, file: str
-) -> tuple[torch.nn.Module, FakeTensorMode]:
+) -> tuple[Any, FakeTensorMode]:
     """Return the model of a config.json on fake tensors; raise DiluError when there is none."""
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    kind = settings.get("model_type")
+    kind = str(settings.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise DiluError(
             f"unknown architecture: model_type {kind!r} of {settings.get('architectures')}",
@@ -59,19 +58,21 @@ def build_model(
     return model.eval(), mode
 
 
-def real_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def real_buffers(model: Any) -> dict[str, torch.Tensor]:
     """Return the buffers that no checkpoint holds (rotary frequencies), computed for real."""
+    stored = model.state_dict(keep_vars=True)
     buffers: dict[str, torch.Tensor] = {}
-    for prefix, module in model.named_modules():
-        wanted = sorted(module._non_persistent_buffers_set)
-        if not wanted:
+    for name, _ in model.named_buffers():
+        if name in stored or name in buffers:
             continue
+        prefix = name.rpartition(".")[0]
+        module = model.get_submodule(prefix)
         try:
-            rebuilt = dict(type(module)(config=model.config).named_buffers())
+            rebuilt = type(module)(config=model.config)
         except TypeError as error:
             message = f"cannot compute the buffers of {prefix} ({type(module).__name__}): {error}"
             raise UnsupportedError(message) from error
-        buffers |= {f"{prefix}.{name}": rebuilt[name] for name in wanted}
+        buffers |= {f"{prefix}.{n}": buffer for n, buffer in rebuilt.named_buffers()}
     return buffers
 
 
@@ -126,7 +127,7 @@ def _attention(
 def _experts(
     module: Any, hidden: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    gate = getattr(type(module), "_apply_gate", None)
+    gate = getattr(type(module), "_apply_gate", _experts)
     ordinary = module.is_concatenated and module.has_gate and not module.is_transposed
     ordinary = ordinary and not module.has_bias and gate.__name__ == "_default_apply_gate"
     if not ordinary or getattr(module, "has_post_expert_norm", False):
@@ -215,7 +216,7 @@ def _names(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def find_layers(model: Any) -> torch.nn.Module:
+def find_layers(model: Any) -> Any:
     """Return the part of a model that holds its decoder layers; raise UnsupportedError if none."""
     base = model.base_model
     layers = getattr(base, "layers", None)
@@ -281,11 +282,11 @@ class Layer(torch.nn.Module):
 
 
 def export_outer(
-    model: torch.nn.Module, runs: Sequence[Run], mode: FakeTensorMode
+    model: Any, runs: Sequence[Run], mode: FakeTensorMode
 ) -> torch.export.ExportedProgram:
     """Export the model with its layers replaced by runs, which learn how they are called."""
     base = find_layers(model)
-    config = model.config  # type: ignore[assignment]
+    config = model.config
     base.layers = torch.nn.ModuleList(runs)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[r.first] for r in runs]
@@ -311,6 +312,3 @@ def _example(x: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
         raise UnsupportedError("a decoder layer takes a tensor that is not per token")
     with mode:
         return torch.empty((_EXAMPLE["tokens"], *shape), dtype=x.dtype)
-
-
-__all__ = ["PAGING", "Run", "build_model", "export_layer", "export_outer", "real_buffers"]

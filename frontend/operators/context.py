@@ -16,7 +16,7 @@ import torch
 from torch.utils._sympy import functions as torch_sympy
 
 from ...errors import DiluError, Loc, UnsupportedError
-from ...ir.dtypes import BOOL, DTYPES, F32, F64, I64, DType
+from ...ir.dtypes import DTYPES, F32, F64, DType
 from ...ir.graph import Node, Value
 from ...ir.op import Op
 from ...ir.ops.elementwise import Cast
@@ -82,7 +82,7 @@ class Symbols:
             return size
         return dim(self._translate(sympy.sympify(size.node.expr)))
 
-    def _translate(self, e: sympy.Expr) -> sympy.Expr:
+    def _translate(self, e: Any) -> Any:
         if e.is_Symbol:
             if str(e) not in self.names:
                 message = f"a tensor's size depends on data ({e})"
@@ -222,11 +222,3 @@ class Context:
     def fill(self, value: Any, t: TensorType) -> Value:
         """Return a tensor of type `t` that holds one value everywhere."""
         return self.broadcast(self.operand(value, t.dtype), t.shape)
-
-
-def is_dim(x: Any) -> bool:
-    """Whether `x` is a size."""
-    return (isinstance(x, int) and not isinstance(x, bool)) or isinstance(x, sympy.Expr)
-
-
-__all__ = ["BOOL", "I64", "TABLE", "Context", "Symbols", "dtype_of", "is_dim", "lowers"]

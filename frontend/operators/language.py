@@ -14,6 +14,7 @@ import torch
 from ...ir.graph import Value
 from ...ir.ops.index import Reshape
 from ...ir.ops.language import Attention, CacheUpdate, Experts
+from ...ir.types import Shape
 from .context import Context, lowers
 
 #: Inputs of a function with attention, in order: see `Attention` and `CacheUpdate`.
@@ -28,9 +29,11 @@ def attention_op(
     raise NotImplementedError
 
 
-@torch.library.register_fake("dilu::attention")
-def _(query, key, value, scale, window):
+def _fake_attention(query, key, value, scale, window):
     return query.new_empty((*query.shape[:3], value.shape[3]))
+
+
+torch.library.register_fake("dilu::attention", _fake_attention)
 
 
 @torch.library.custom_op("dilu::experts", mutates_args=())
@@ -46,9 +49,11 @@ def experts_op(
     raise NotImplementedError
 
 
-@torch.library.register_fake("dilu::experts")
-def _(x, indices, weights, gate_up, down, activation):
+def _fake_experts(x, indices, weights, gate_up, down, activation):
     return torch.empty_like(x)
+
+
+torch.library.register_fake("dilu::experts", _fake_experts)
 
 
 @torch.library.custom_op("dilu::layers", mutates_args=())
@@ -57,9 +62,11 @@ def layers_op(hidden: torch.Tensor, invariants: list[torch.Tensor], run: int) ->
     raise NotImplementedError
 
 
-@torch.library.register_fake("dilu::layers")
-def _(hidden, invariants, run):
+def _fake_layers(hidden, invariants, run):
     return torch.empty_like(hidden)
+
+
+torch.library.register_fake("dilu::layers", _fake_layers)
 
 
 @lowers("dilu.attention.default")
@@ -100,7 +107,7 @@ def experts(
     return c.result(c.emit(Experts(activation), *inputs))
 
 
-def stacked(c: Context, x: Value, shape: tuple) -> Value:
+def stacked(c: Context, x: Value, shape: Shape) -> Value:
     """Return `x` in `shape`, which it may have been reshaped from."""
     node = c.producer(x)
     if node is not None and isinstance(node.op, Reshape) and node.inputs[0].type.shape == shape:

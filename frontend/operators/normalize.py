@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...ir.dtypes import F32
 from ...ir.graph import Value
 from ...ir.ops import elementwise as ew
 from ...ir.ops.reduce import ReduceMax, ReduceSum
@@ -145,6 +144,3 @@ def batch_norm(
     y = c.emit(ew.Mul(), c.emit(ew.Sub(), c.wide(x), mean), factor)
     value = c.result(affine(c, y, per_channel(c, x, weight), per_channel(c, x, bias)))
     return (value, *(c.fill(0, t) for t in c.types[1:])) if native else value
-
-
-__all__ = ["F32", "softmax_of"]

@@ -183,7 +183,7 @@ def sort(
     return indices if "argsort" in c.operator else (values, indices)
 
 
-def ranked(c: Context, x: Value, k: int, axis: int, largest: bool) -> tuple[Value, Value]:
+def ranked(c: Context, x: Value, k: Dim, axis: int, largest: bool) -> tuple[Value, Value]:
     """Return the `k` largest or smallest along `axis`, in order, and their indices."""
     if not isinstance(k, int):
         raise c.unsupported("a symbolic number of elements")
