@@ -8,6 +8,7 @@ from ..ir.graph import Node, Value
 from ..ir.op import Op
 from ..ir.ops.elementwise import Cast, Literal
 from ..ir.ops.index import BroadcastTo, Reshape, Slice, Transpose
+from ..ir.ops.matmul import MatMul
 from ..ir.ops.quantize import Decode, Dequantize
 from ..ir.types import Shape
 from .loop_ops import ELEMENTWISE, LOOP_OPS, REDUCTIONS, is_free
@@ -117,6 +118,8 @@ def after(
             grown.append(k)
             reach.add(k)
     for last in [*reversed(grown), *(start if len(start) == 1 else ())]:
+        if last not in start and _is_left_to_readers(flow, flow.nodes[last]):
+            continue
         taken = _towards(flow, last, reach)
         if not all(a in taken for a in start):
             continue
@@ -124,6 +127,13 @@ def after(
         if all(flow.stays_in(flow.nodes[k], {*taken, *inside}) for k in others):
             return [k for k in grown if k in taken]
     return None
+
+
+def _is_left_to_readers(flow: Dataflow, node: Node) -> bool:
+    """Whether a node only widens what its readers can widen themselves."""
+    readers = [flow.nodes[u] for v in node.outputs for u in flow.users[v.name]]
+    open_to_it = all(isinstance(r.op, (MatMul, *LOOP_OPS)) for r in readers)
+    return is_free(node) and open_to_it and flow.outside.isdisjoint(v.name for v in node.outputs)
 
 
 def _towards(flow: Dataflow, last: str, reach: set[str]) -> set[str]:

@@ -82,7 +82,7 @@ def _without_units(node: Node) -> tuple[Op, list[Shape]] | None:
     op, x = node.op, node.inputs[0].type.shape
     out = node.outputs[0].type.shape
     if isinstance(op, (*ELEMENTWISE, BroadcastTo)):
-        axes = _units(out)
+        axes = _units(out, range(len(out) - 1))  # the last is what a reduction left of a row
         shapes = [_less_aligned(v.type.shape, axes, len(out)) for v in node.inputs]
         return (replace(op, shape=_less(out, axes)) if isinstance(op, BroadcastTo) else op), shapes
     if isinstance(op, Reduce):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import networkx as nx
 
 from ..ir.graph import Function, Graph, Node, Value
-from ..ir.ops.index import Reshape
+from ..ir.ops.index import Concat, Reshape
 from ..ir.rewrite import map_functions
 from ..ir.types import Shape
 from . import anchors
@@ -170,15 +170,15 @@ class _Merger:
             size = nominal_numel(node.outputs[0].type.shape)
             for value in node.inputs:
                 times = size // max(nominal_numel(value.type.shape), 1)
-                hoisted = rows is not None and _is_per_row(value.type.shape, rows)
-                if own or hoisted or value.name not in handed or times < 2:
+                if own or value.name not in handed or times < 2 or isinstance(node.op, Concat):
                     continue
                 if effort[value.name] * (times - 1) > _REPEATED_WORK * times:
                     return True
             before = sum(effort.get(v.name, 0) for v in dict.fromkeys(node.inputs))
             views = isinstance(node.op, VIEWS) and any(v.name in handed for v in node.inputs)
             for value in node.outputs:
-                effort[value.name] = before + cost(node.op)
+                hoisted = rows is not None and _is_per_row(value.type.shape, rows)
+                effort[value.name] = 0 if hoisted else before + cost(node.op)
                 if own or views:
                     handed.add(value.name)
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from ..ir.graph import Function, Node, Value
@@ -16,9 +17,11 @@ Number = float | int | bool
 class Producers:
     """The nodes that made the values of a function under rewriting, new ones included."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: Function) -> None:
         self._known: dict[str, Node] = {}
         self._seen = 0
+        reads = [v.name for n in function.nodes for v in n.inputs]
+        self._reads = Counter(reads + [v.name for v in function.outputs])
 
     def follow(self, builder: Builder) -> None:
         """Take note of the nodes that were added since the last time."""
@@ -34,12 +37,26 @@ class Producers:
         node = self._known.get(value.name)
         return node if node is not None and isinstance(node.op, op) else None
 
-    def number(self, value: Value) -> Number | None:
-        """Return the number that every element of `value` is, when it is known."""
+    def readers(self, value: Value) -> int:
+        """Return how often a value was read before the rewriting; 0 for new ones."""
+        return self._reads[value.name]
+
+    def literal(self, value: Value) -> Value | None:
+        """Return the scalar literal that `value` is a view of."""
         node = self._known.get(value.name)
         while node is not None and isinstance(node.op, (BroadcastTo, Reshape)):
-            node = self._known.get(node.inputs[0].name)
-        return node.op.value if node is not None and isinstance(node.op, Literal) else None
+            value = node.inputs[0]
+            node = self._known.get(value.name)
+        return value if node is not None and isinstance(node.op, Literal) else None
+
+    def number(self, value: Value) -> Number | None:
+        """Return the number that every element of `value` is, when it is known."""
+        found = self.literal(value)
+        if found is None:
+            return None
+        op = self._known[found.name].op
+        assert isinstance(op, Literal)
+        return op.value
 
 
 #: A rule that may ask where the inputs of a node come from.
@@ -51,7 +68,7 @@ _ROUNDS = 8  # a rule that finds no end is a defect; what a round leaves is stil
 def rewrite_locally(function: Function, rule: LocalRule) -> Function:
     """Apply `rule` to every node, again and again until nothing changes."""
     for _ in range(_ROUNDS):
-        producers = Producers()
+        producers = Producers(function)
 
         def one(node: Node, builder: Builder, producers: Producers = producers) -> Value | None:
             producers.follow(builder)

@@ -100,9 +100,10 @@ def _needless_broadcast(node: Node, builder: Builder, producers: Producers) -> V
     """Elementwise ops broadcast by themselves."""
     for i, value in enumerate(node.inputs):
         source = producers.made_by(value, BroadcastTo)
-        if source is None:
+        less = source.inputs[0] if source is not None else producers.literal(value)
+        if less is None or less == value:
             continue
-        inputs = (*node.inputs[:i], source.inputs[0], *node.inputs[i + 1 :])
+        inputs = (*node.inputs[:i], less, *node.inputs[i + 1 :])
         if node.op.infer(*(v.type for v in inputs)) == (node.output.type,):
             return builder.emit(node.op, *inputs, name=node.output.name)
     return None

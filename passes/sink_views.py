@@ -9,7 +9,7 @@ from ..ir.ops.index import BroadcastTo, Concat, Reshape, Slice, Transpose
 from ..ir.ops.reduce import Reduce
 from ..ir.rewrite import Builder, map_functions
 from ..ir.types import numel
-from .loop_ops import ELEMENTWISE
+from .loop_ops import ELEMENTWISE, is_free
 from .matching import Producers, rewrite_locally
 
 
@@ -90,12 +90,15 @@ def _transposed_small(value: Value, order: tuple[int, ...], builder: Builder) ->
 
 
 def _elementwise_reshaped(node: Node, builder: Builder, producers: Producers) -> Value | None:
-    """Sink a reshape when every operand is a number, or reshaped from the same shape."""
+    """Sink a reshape when every operand is a number, or reshaped from the same shape for this.
+
+    A cast that only widens stays: it goes into its reader, which then reads what lies in memory.
+    """
     out = node.output.type
     large = [v for v in node.inputs if numel(v.type.shape) != 1]
-    if not large or any(producers.made_by(v, Reshape) is None for v in large):
+    if is_free(node) or not large or any(producers.made_by(v, Reshape) is None for v in large):
         return None
-    if any(v.type.shape != out.shape for v in large):
+    if any(v.type.shape != out.shape or producers.readers(v) != 1 for v in large):
         return None
     if any(v.type.rank for v in node.inputs if v not in large):
         return None

@@ -80,8 +80,9 @@ def test_work_on_a_reshaped_value(golden, exact):
     before = parse_graph("""graph captured
 func @main(%x: f32[T,32], %y: f32[T,4,8], %w: f32[8]) {
   %two: f32[] = literal() {dtype=f32, value=2.0}
+  %once: f32[T,4,8] = reshape(%x) {shape=[<T>, 4, 8]}
+  %a: f32[T,4,8] = mul(%once, %two)
   %h: f32[T,4,8] = reshape(%x) {shape=[<T>, 4, 8]}
-  %a: f32[T,4,8] = mul(%h, %two)
   %b: bf16[T,4,8] = cast(%a) {dtype=bf16}
   %c: f32[T,4,8] = mul(%h, %w)
   %d: f32[T,4,8] = add(%h, %y)
