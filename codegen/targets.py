@@ -12,7 +12,8 @@ from .target import Target
 BASELINE = Target("cpu:baseline", header="isa_baseline.h")
 X86_64_V3 = Target(
     "cpu:x86-64-v3",
-    flags=("-march=x86-64-v3",),
+    # Single features, since compilers do not agree on the names of levels.
+    flags=("-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"),
     requires=("avx2", "fma", "f16c", "bmi2"),
     header="isa_avx2.h",
 )

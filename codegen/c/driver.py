@@ -59,9 +59,17 @@ def compile_source(source: str, target: Target, *, optimize: str = "-O3") -> byt
     Raises DiluError with the first errors of the compiler and where the source was kept.
     """
     command = find_compiler()
-    options = (optimize, *FLAGS, *target.flags, *knobs.CFLAGS.get())
+    machine = (*_general(command), *target.flags)
+    options = (optimize, *FLAGS, *machine, *knobs.CFLAGS.get())
     key = cache_key([source, *options, *LIBRARIES, *command, compiler_version(command)])
     return cached(key, ".so", lambda: _compile(source, command, options, key))
+
+
+def _general(command: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what makes a compiler start from the most general machine: zig starts from this one,
+    and adds checks of its own."""
+    zig = "ziglang" in command or Path(command[0]).name == "zig"
+    return ("-mcpu=baseline", "-fno-sanitize=undefined", "-w") if zig else ()
 
 
 def _compile(source: str, command: tuple[str, ...], options: tuple[str, ...], key: str) -> bytes:

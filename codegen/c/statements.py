@@ -100,7 +100,8 @@ def _emit_extreme(w: Writer, stmt: Reduce, ex: Expressions) -> None:
     """Emit a maximum or minimum; of floats, with a flag beside it that says NaN was there."""
     kind, name, t = register_type(stmt.dtype), stmt.name, stmt.dtype
     compare = ">" if stmt.kind == "max" else "<"
-    clauses = f"reduction({stmt.kind}:{name})"
+    operator = f"dilu_{stmt.kind}" if t.is_float else stmt.kind
+    clauses = f"reduction({operator}:{name})"
     update = [
         f"const {kind} {name}_x = {ex.top(stmt.value)};",
         f"{name} = {name}_x {compare} {name} ? {name}_x : {name};",

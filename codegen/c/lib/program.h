@@ -86,6 +86,13 @@ DILU_INLINE int64_t dilu_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 /* x held in 0 .. size - 1. */
 DILU_INLINE int64_t dilu_clamp(int64_t x, int64_t size) { return x < 0 || size <= 0 ? 0 : x < size ? x : size - 1; }
 
+/* Maxima and minima of loops. The built-in reductions of some compilers start at the largest finite
+ * number, where all values may be infinite. */
+#pragma omp declare reduction(dilu_max : float, double : omp_out = omp_in > omp_out ? omp_in : omp_out) \
+    initializer(omp_priv = -INFINITY)
+#pragma omp declare reduction(dilu_min : float, double : omp_out = omp_in < omp_out ? omp_in : omp_out) \
+    initializer(omp_priv = INFINITY)
+
 /* NaN where either is NaN. */
 DILU_INLINE float dilu_max_f32(float a, float b) { return a > b || a != a ? a : b; }
 DILU_INLINE float dilu_min_f32(float a, float b) { return a < b || a != a ? a : b; }

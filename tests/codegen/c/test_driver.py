@@ -30,7 +30,10 @@ def test_no_compiler(monkeypatch):
 def test_the_wheel_stands_in_for_a_compiler(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(driver.importlib.util, "find_spec", lambda _: object())
-    assert find_compiler()[1:] == ("-m", "ziglang", "cc")
+    command = find_compiler()
+    assert command[1:] == ("-m", "ziglang", "cc")
+    assert "-mcpu=baseline" in driver._general(command)
+    assert driver._general(("/usr/bin/cc",)) == ()
 
 
 def test_a_chosen_compiler_that_is_not_there(monkeypatch):
