@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 JOBS ?= 2
-PROMPT ?= def read(self, size=-1):
+PROMPT ?= If the argument is
 
 SHELL := bash
 VENV := .venv
@@ -33,7 +33,9 @@ help:
 demo: $(VENV)/.compile
 	@mkdir -p build
 	$(BIN)/dilu compile examples/stdlib-moe -o build/stdlib-moe.dilu
-	$(BIN)/dilu run build/stdlib-moe.dilu --prompt "$(PROMPT)" --max-tokens 64
+	@echo; echo "==> what the model writes after: $(PROMPT)"
+	$(BIN)/dilu run build/stdlib-moe.dilu --prompt "$(PROMPT)" --max-tokens 64 \
+	    --temperature 0.5 --top-p 0.9 --seed 2
 
 test: lint types
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
