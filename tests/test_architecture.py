@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
@@ -179,9 +178,6 @@ def test_the_root_holds_only_the_modules_meant_to_be_there():
     assert {file.stem for file in TREES if len(file.parts) == 1} <= meant
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("dilu.runtime.session") is None, reason="no sessions yet"
-)
 def test_a_session_loads_no_compiler():
     code = (
         "import sys, dilu, dilu.runtime.session; "

@@ -61,7 +61,7 @@ def test_perplexity_on_held_out_text_equals_transformers(artifact: Path, referen
     mine, theirs = np.exp(mine / count), np.exp(theirs / count)
     print(f"perplexity {mine:.4f}, transformers {theirs:.4f}, over {count} tokens")
     assert abs(mine / theirs - 1) < 0.005
-    assert theirs < 100  # it has learnt: a uniform guess is 2048
+    assert theirs < 70  # it has learnt: a uniform guess is 2048
 
 
 def test_the_command_line_writes_text_and_figures(artifact: Path):
