@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Iterable
-from pathlib import Path
-
 from ..errors import DiluError
+from ..runtime.cpu.features import features
 from .target import Target
 
 BASELINE = Target("cpu:baseline", header="isa_baseline.h")
@@ -22,8 +19,6 @@ NULL = Target("null", header="isa_baseline.h", executable=False)
 #: From the most general to the most special: the last that fits a machine is the best for it.
 TARGETS: tuple[Target, ...] = (NULL, BASELINE, X86_64_V3)
 
-_CPUINFO = Path("/proc/cpuinfo")
-
 
 def find_target(name: str) -> Target:
     """Return the target called `name`; `cpu` is the best for this machine."""
@@ -38,29 +33,4 @@ def find_target(name: str) -> Target:
 
 def host_target() -> Target:
     """Return the best target whose requirements this machine meets."""
-    features = host_features()
-    return [t for t in TARGETS if t.executable and runs_on(t, features)][-1]
-
-
-def runs_on(target: Target, features: Iterable[str]) -> bool:
-    return set(target.requires) <= set(features)
-
-
-def host_features() -> frozenset[str]:
-    """Return the instruction set features of this machine, by their names in /proc/cpuinfo."""
-    if platform.machine().lower() not in ("x86_64", "amd64", "aarch64", "arm64"):
-        return frozenset()
-    try:
-        text = _CPUINFO.read_text("utf-8", "replace")
-    except OSError:
-        return frozenset()
-    return parse_cpuinfo(text)
-
-
-def parse_cpuinfo(text: str) -> frozenset[str]:
-    """Return the features of the first processor that `text` lists."""
-    for line in text.splitlines():
-        key, colon, value = line.partition(":")
-        if colon and key.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
+    return [t for t in TARGETS if t.executable and set(t.requires) <= features()][-1]

@@ -28,6 +28,11 @@ def features() -> frozenset[str]:
         text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
     except OSError:
         return frozenset(_darwin().lower().split())
+    return parse_cpuinfo(text)
+
+
+def parse_cpuinfo(text: str) -> frozenset[str]:
+    """Return the extensions of the first processor that the text of /proc/cpuinfo lists."""
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     return frozenset(found[1].split()) if found else frozenset()
 

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from dilu.codegen import targets
-from dilu.codegen.targets import find_target, parse_cpuinfo, runs_on
+from dilu.codegen.targets import find_target
 from dilu.errors import DiluError
 from dilu.ir.dtypes import F8E4M3, F32
+from dilu.runtime.cpu.features import parse_cpuinfo
 
 ZEN3 = """processor\t: 0
 model name\t: AMD EPYC
@@ -29,14 +30,7 @@ def test_an_unknown_target_is_an_error_that_lists_the_known():
 
 
 def test_the_host_gets_the_best_target_it_can_run(monkeypatch):
-    monkeypatch.setattr(targets, "host_features", lambda: parse_cpuinfo(ZEN3))
+    monkeypatch.setattr(targets, "features", lambda: parse_cpuinfo(ZEN3))
     assert find_target("cpu").name == "cpu:x86-64-v3"
-    monkeypatch.setattr(targets, "host_features", lambda: frozenset({"sse2", "avx2"}))
+    monkeypatch.setattr(targets, "features", lambda: frozenset({"sse2", "avx2"}))
     assert find_target("cpu").name == "cpu:baseline"
-
-
-def test_features():
-    assert {"avx2", "fma"} <= parse_cpuinfo(ZEN3)
-    assert parse_cpuinfo("Features\t: asimd fp\n") == {"asimd", "fp"}
-    assert parse_cpuinfo("nothing here") == frozenset()
-    assert runs_on(find_target("cpu:baseline"), ())

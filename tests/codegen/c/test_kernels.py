@@ -179,9 +179,12 @@ def test_encode_rounds_to_nearest_even(lib, rng, fmt, saturate):
             rng.standard_normal(1000) * grid[-1] / 3,
         ]
     )
+    # Halfway to the value that would come next; what lies there goes to the even code, too.
+    limit = grid[-1] + (grid[-1] - grid[-2]) / 2
+    edge = [limit * (1 - 2**-23), limit, limit * (1 + 2**-23)]
     beyond = [grid[-1] * 1.01, min(grid[-1] * 2, 3.4e38), np.inf]
     with np.errstate(over="ignore"):
-        x = np.concatenate([x, beyond]).astype(np.float32)
+        x = np.concatenate([x, edge, beyond]).astype(np.float32)
     x = np.concatenate([x, -x])
 
     magnitude = np.abs(x.astype(np.float64))
@@ -190,7 +193,7 @@ def test_encode_rounds_to_nearest_even(lib, rng, fmt, saturate):
     nearest = np.where(
         (high < low) | ((high == low) & (finite[above] % 2 == 0)), finite[above], finite[above - 1]
     )
-    overflow = magnitude >= grid[-1] + (grid[-1] - grid[-2]) / 2
+    overflow = (magnitude > limit) | ((magnitude == limit) & (finite[-1] % 2 == 1))
     beyond_code = finite[-1] if saturate and fmt != BF16 else finite[-1] + 1
     sign = np.signbit(x).astype(np.int64) << (8 * SIZE[fmt] - 1)
     expected = np.where(overflow, beyond_code, nearest) | sign
