@@ -52,7 +52,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format
 
 types: $(VENV)/.dev
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py
