@@ -15,6 +15,7 @@ from .arrays import from_numpy, is_torch, storage, to_numpy
 from .cpu.driver import addresses
 from .cpu.memory import zeros
 from .expression import evaluate_shape, solve, symbols
+from .sequences import PARAMETERS, check_batch
 
 if TYPE_CHECKING:
     from .session import Session
@@ -52,7 +53,9 @@ class Function:
         numpy arrays (bf16 and f8 as raw bits). Raises DiluError where an argument does not fit.
         """
         torch = any(is_torch(array) for array in arrays)
-        results = self.run(*self._checked(arrays))
+        checked = self._checked(arrays)
+        self._check_places(checked)
+        results = self.run(*checked)
         pairs = zip(results, self.results, strict=True)
         out = tuple(from_numpy(array, entry["dtype"], torch=torch) for array, entry in pairs)
         return out[0] if len(out) == 1 else out
@@ -143,6 +146,18 @@ class Function:
             self.allocate({name: sizes[name] for name in self.state_symbols})
         assert self._state_arrays is not None
         return self._state_arrays
+
+    def _check_places(self, arrays: Sequence[np.ndarray]) -> None:
+        """Raise DiluError where a batch for a language model points outside of its cache."""
+        model = self._session.artifact.manifest["language_model"]
+        batch = tuple(entry["name"] for entry in self.parameters) == PARAMETERS
+        if model is not None and batch and "B" in self._state_sizes:
+            check_batch(
+                arrays,
+                vocabulary=model["vocab_size"],
+                page_size=model["page_size"],
+                cache_pages=self._state_sizes["B"],
+            )
 
     def _checked(self, arrays: Sequence[Any]) -> list[np.ndarray]:
         """Return the arguments as arrays of raw bits; raise DiluError where one does not fit."""

@@ -218,3 +218,31 @@ def test_constants_outside_their_files(toy):
     toy.manifest["constants"]["bias"]["offset"] = [1 << 20]
     with pytest.raises(DiluError, match="places the constant bias outside its files"):
         dilu.load(toy)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "limit"),
+    [
+        ("tokens", 260, 259),
+        ("positions", 8, 7),
+        ("sequence", 1, 0),
+        ("slots", -1, 11),
+        ("pages", 3, 2),
+        ("rows", 2, 1),
+    ],
+)
+def test_a_batch_that_points_outside(session, name, wrong, limit):
+    main = session.function("main")
+    main.allocate({"B": 3})
+    batch = {
+        "tokens": np.array([65, 66]),
+        "positions": np.array([0, 1]),
+        "sequence": np.array([0, 0]),
+        "slots": np.array([0, 1]),
+        "pages": np.array([[0, 1]]),
+        "rows": np.array([1]),
+    }
+    assert main(*batch.values()).shape == (1, 260)
+    batch[name].flat[-1] = wrong
+    with pytest.raises(DiluError, match=f"^{name} holds {wrong}, which is outside of 0 to {limit}"):
+        main(*batch.values())
