@@ -102,18 +102,11 @@ def compile(
     if data:
         files[CONSTANTS] = data
     manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "dilu": __version__,
+        **_program(planned, modules, records),
         "name": captured.name,
-        "functions": [
-            _function(f, symbols)
-            for f, symbols in zip(planned.functions, modules[0].symbols, strict=True)
-        ],
-        "targets": {m.target.name: _target(m) for m in modules},
         "files": weight_files,
         "constants": constants,
         "language_model": captured.language_model,
-        "passes": [_pass(record) for record in records],
         "options": {
             "source": captured.source,
             "dtype": dtype,
@@ -241,6 +234,20 @@ def _kernel(kernel: Any, source: str) -> dict[str, Any]:
         first = source.count("\n", 0, start) + 1
         lines = [first, first + kernel.source.rstrip("\n").count("\n")]
     return {"name": kernel.name, "kind": kernel.kind, "function": kernel.function, "lines": lines}
+
+
+def _program(
+    graph: Graph, modules: Sequence[Module], records: Sequence[PassRecord]
+) -> dict[str, Any]:
+    """Return what the manifest says of the compiled program itself."""
+    pairs = zip(graph.functions, modules[0].symbols, strict=True)
+    return {
+        "format": FORMAT,
+        "dilu": __version__,
+        "functions": [_function(f, symbols) for f, symbols in pairs],
+        "targets": {m.target.name: _target(m) for m in modules},
+        "passes": [_pass(record) for record in records],
+    }
 
 
 def _function(function: Function, symbols: Sequence[str]) -> dict[str, Any]:
