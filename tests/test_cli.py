@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -460,14 +459,12 @@ def test_a_killed_save_leaves_nothing_under_the_name(toy, tmp_path):
 
 
 def test_the_first_token_comes_fast(saved):
-    """A second is promised on a quiet machine; what is asked here only catches a mistake."""
-    times = []
-    for _ in range(2):
-        started = time.perf_counter()
-        subprocess.run(
-            [*PYTHON, "run", saved, "--prompt", "ab", "--max-tokens", "1"],
-            check=True,
-            capture_output=True,
-        )
-        times.append(time.perf_counter() - started)
-    assert min(times) < 3
+    """A second is promised on a quiet machine; what is asked here only catches a mistake.
+
+    Processor time is compared, not the clock: it does not count what else the machine does.
+    """
+    command = [*PYTHON, "run", saved, "--prompt", "ab", "--max-tokens", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    assert status == 0
+    assert used.ru_utime + used.ru_stime < 3
