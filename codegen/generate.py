@@ -52,7 +52,7 @@ def generate(
     """
     say = progress or (lambda _: None)
     say("lowering")
-    program = lower(graph)
+    program = lower(graph, target)
     say("writing source")
     source, kernels = emit_module(program, target)
     library = compile_library(source, target, progress, optimize=optimize)

@@ -27,21 +27,25 @@ from .kernel_ir import (
     Stacked,
 )
 from .lower_language import lower_attention, lower_cache_update, lower_experts, lower_topk
-from .lower_loops import Output, lower_loops
+from .lower_loops import Output
 from .lower_matmul import lower_matmul
 from .lower_products import Region
+from .target import Target
 
 
-def lower(graph: Graph) -> Program:
-    """Return the program of a planned graph; raise DiluError for a region no kernel computes."""
+def lower(graph: Graph, target: Target) -> Program:
+    """Return the program of a planned graph; raise DiluError for a region no kernel computes.
+
+    `target` says which types products read and what is worth keeping of a row.
+    """
     if graph.stage != "planned":
         raise DiluError(f"code is made from planned graphs, not from a {graph.stage} one")
-    return Program(tuple(_entry(graph, f) for f in graph.functions))
+    return Program(tuple(_entry(graph, f, target) for f in graph.functions))
 
 
-def _entry(graph: Graph, function: Function) -> Entry:
+def _entry(graph: Graph, function: Function, target: Target) -> Entry:
     pieces = {c.name: _pieces(graph, c) for c in function.constants}
-    plan = lower_function(function, pieces)
+    plan = lower_function(function, pieces, target)
     names = function_symbols(function)
     return Entry(plan, names, _work(function))
 
@@ -71,16 +75,16 @@ def _pieces(graph: Graph, constant: Value) -> int:
 # ------------------------------------------------------------------------------- plans
 
 
-def lower_function(function: Function, pieces: Mapping[str, int]) -> Plan:
+def lower_function(function: Function, pieces: Mapping[str, int], target: Target) -> Plan:
     """Return the plan of a function whose constants are spread over `pieces` leading axes."""
     places = _Places(function)
     steps: list[Launch | CallPlan] = []
     for node in function.nodes:
         try:
             if node.op.name == "kernel":
-                steps.append(_launch(node, places, pieces))
+                steps.append(_launch(node, places, pieces, target))
             elif node.op.name == "call":
-                steps.append(_call(node, places, pieces))
+                steps.append(_call(node, places, pieces, target))
         except DiluError as error:
             raise error.in_pass("lower", _short(node), node.loc) from None
     return Plan(
@@ -159,7 +163,7 @@ _KINDS: dict[str, Callable[[Region], None]] = {
 }
 
 
-def _launch(node: Node, places: _Places, pieces: Mapping[str, int]) -> Launch:
+def _launch(node: Node, places: _Places, pieces: Mapping[str, int], target: Target) -> Launch:
     op: Any = node.op
     body: Function = op.body
     count = {
@@ -172,7 +176,7 @@ def _launch(node: Node, places: _Places, pieces: Mapping[str, int]) -> Launch:
         if places.root(outside).name in places.constants
     }
     results = node.outputs[: len(body.results)]
-    kernel = lower_kernel(op.kind, body, constant, count, node)
+    kernel = lower_kernel(op.kind, body, constant, count, node, target)
     arguments = tuple(places.of(v) for v in (*node.inputs, *results))
     return Launch(kernel, arguments)
 
@@ -186,7 +190,12 @@ def _operand_pieces(value: Value, places: _Places, pieces: Mapping[str, int]) ->
 
 
 def lower_kernel(
-    kind: str, body: Function, constant: set[str], pieces: Mapping[str, int], node: Node
+    kind: str,
+    body: Function,
+    constant: set[str],
+    pieces: Mapping[str, int],
+    node: Node,
+    target: Target,
 ) -> Kernel:
     """Return the kernel of one region."""
     taken = {v.name for v in body.inputs} | symbols_of(body)
@@ -205,10 +214,10 @@ def lower_kernel(
             name += "_out"
         used.add(name)
         outputs.append(Buffer(name, v.type.dtype, v.type.shape))
-    region = Region(body, dict(inputs), tuple(outputs), taken | used)
+    region = Region(body, dict(inputs), tuple(outputs), taken | used, target)
     if kind == "loops":
         pairs = zip(body.results, outputs, strict=True)
-        region.steps += lower_loops(body, inputs, [Output(v, b) for v, b in pairs], region.taken)
+        region.steps += region.loops([Output(v, b) for v, b in pairs])
     elif kind in _KINDS:
         _KINDS[kind](region)
     else:
@@ -237,7 +246,7 @@ def _identifier(name: str) -> str:
 # ------------------------------------------------------------------------------- calls
 
 
-def _call(node: Node, places: _Places, pieces: Mapping[str, int]) -> CallPlan:
+def _call(node: Node, places: _Places, pieces: Mapping[str, int], target: Target) -> CallPlan:
     op: Any = node.op
     body: Function = op.body
     first, second = len(body.parameters), len(body.parameters) + len(body.states)
@@ -251,7 +260,7 @@ def _call(node: Node, places: _Places, pieces: Mapping[str, int]) -> CallPlan:
         constants.append(_stacked(outside, inside, places, pieces))
         stacked = outside.type.rank > inside.type.rank
         inner[inside.name] = max(0, pieces.get(outside.name, 0) - stacked)
-    plan = lower_function(body, inner)
+    plan = lower_function(body, inner, target)
     results = node.outputs[: len(body.results)]
     return CallPlan(
         plan,

@@ -65,9 +65,9 @@ def lower_attention(region: Region) -> None:
         if buffer is None or buffer.dtype not in (F32, BF16, F16):
             raise fail(f"attention reads caches of floats directly, not {cache}", node)
         caches.append(buffer)
-    out = region.result_buffer(node.output, F32)
+    out = region.result_buffer(node.output, region.readable(node.output.type.dtype))
     step = Attention(
-        region.argument(q, F32),
+        region.argument(q, region.readable(q.type.dtype)),
         caches[0],
         caches[1],
         region.argument(positions, I64),

@@ -30,18 +30,27 @@ class Output:
 
 
 def lower_loops(
-    body: Function, inputs: dict[str, Buffer], outputs: Sequence[Output], taken: set[str]
+    body: Function,
+    inputs: dict[str, Buffer],
+    outputs: Sequence[Output],
+    taken: set[str],
+    *,
+    keeps_rows: bool,
 ) -> list[LoopNest]:
-    """Return the nests that compute `outputs`; one, unless they differ in shape without need."""
+    """Return the nests that compute `outputs`; one, unless they differ in shape without need.
+
+    With `keeps_rows`, costly values that several loops of a row read are computed once.
+    """
     leads = [_reduced_lead(n) for n in _reductions(body, outputs)]
     if leads and all(lead is not None for lead in leads):
         shape = next(n.inputs[0].type.shape for n in _reductions(body, outputs))
         rows = _common_lead(shape, min(lead for lead in leads if lead is not None), outputs)
-        return [lower_nest(body, inputs, outputs, shape[:rows], taken)]
+        return [lower_nest(body, inputs, outputs, shape[:rows], taken, keeps_rows)]
     shapes = dict.fromkeys(o.value.type.shape for o in outputs)
     return [
-        lower_nest(body, inputs, [o for o in outputs if o.value.type.shape == s], s[:-1], taken)
+        lower_nest(body, inputs, same, s[:-1], taken, keeps_rows)
         for s in shapes
+        for same in [[o for o in outputs if o.value.type.shape == s]]
     ]
 
 
@@ -51,6 +60,7 @@ def lower_nest(
     outputs: Sequence[Output],
     rows: Shape,
     taken: set[str],
+    keeps_rows: bool,
 ) -> LoopNest:
     """Return the nest over `rows`, the leading axes of every output."""
     builder = BlockBuilder(taken)
@@ -65,7 +75,8 @@ def lower_nest(
             variable = builder.open_variable("i", 0, size)
             variables.append(variable)
             named.append((variable.name, size))
-        buffers = RowBuffers(values, tuple(variables), rows, outputs)
+        kept = outputs if keeps_rows else ()
+        buffers = RowBuffers(values, tuple(variables), rows, kept)
         for tail in dict.fromkeys(o.value.type.shape[len(rows) :] for o in outputs):
             group = [o for o in outputs if o.value.type.shape[len(rows) :] == tail]
             _element_loops(values, group, tuple(variables), tail)

@@ -13,7 +13,7 @@ from ..ir.types import Dim, Shape, dim, numel
 from .block import BlockBuilder
 from .index import split_index
 from .kernel_ir import Buffer, Matmul, Weight
-from .lower_loops import Output, lower_loops
+from .lower_loops import Output
 from .lower_products import Region, activations, fail, lower_epilogue, matrix, widened
 from .lower_values import Indices
 
@@ -84,7 +84,7 @@ def _copied(region: Region, node: Node, batch: Shape) -> Weight:
         b = builder.emit(Transpose((*range(rank - 2), rank - 1, rank - 2)), b)
         body = replace(body, nodes=(*body.nodes, *builder.nodes))
     n, k = b.type.shape[-2:]
-    body, b = widened(body, b, (*batch, n, k) if batch else b.type.shape)
+    body, b = widened(body, b, (*batch, n, k) if batch else b.type.shape, F32)
     buffer: Buffer = region.scratch_buffer("b", F32, b.type.shape)
-    region.steps += lower_loops(body, region.inputs, [Output(b, buffer)], region.taken)
+    region.steps += region.loops([Output(b, buffer)], body)
     return Weight(buffer, F32, k, batch_rows=n if batch else 0)

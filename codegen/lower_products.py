@@ -19,6 +19,7 @@ from .index import Range, index, reshape_index, variable
 from .kernel_ir import Buffer, Epilogue, Expr, LoopNest, Name, Step, Weight
 from .lower_loops import Output, lower_loops
 from .lower_values import BodyValues, Indices
+from .target import Target
 from .tidy import tidy
 
 _PLAIN = (F32, BF16, F16)
@@ -29,15 +30,26 @@ class Region:
     """A kernel's body while it is lowered: its arguments, and what was added to them.
 
     `inputs` has a buffer for every parameter and, as steps are added, for every value that a
-    step has stored.
+    step has stored. `target` says what steps may read as it is.
     """
 
     body: Function
     inputs: dict[str, Buffer]
     outputs: tuple[Buffer, ...]
     taken: set[str]
+    target: Target
     steps: list[Step] = field(default_factory=list)
     scratch: list[Buffer] = field(default_factory=list)
+
+    def loops(self, outputs: Sequence[Output], body: Function | None = None) -> list[LoopNest]:
+        """Return the nests that compute `outputs`, values of `body` (default: the region's)."""
+        return lower_loops(
+            body or self.body, self.inputs, outputs, self.taken, keeps_rows=self.target.keeps_rows
+        )
+
+    def readable(self, t: DType) -> DType:
+        """Return the type in which products and attention read activations of type `t`."""
+        return t if t in self.target.activations else F32
 
     def producer(self, value: Value) -> Node | None:
         return next((n for n in self.body.nodes if value in n.outputs), None)
@@ -57,7 +69,7 @@ class Region:
             return direct
         buffer = self.scratch_buffer(value.name, dtype, value.type.shape)
         output = Output(value, buffer)
-        self.steps += lower_loops(self.body, self.inputs, [output], self.taken)
+        self.steps += self.loops([output])
         return buffer
 
     def direct(self, value: Value, dtype: DType) -> Buffer | None:
@@ -82,7 +94,7 @@ class Region:
             if made.get(v.name) is not b
         ]
         if left:
-            self.steps += lower_loops(self.body, self.inputs, left, self.taken)
+            self.steps += self.loops(left)
 
     def result_buffer(self, value: Value, dtype: DType | None = None) -> Buffer:
         """Return where to store `value`: the output when it is one of that type, or scratch."""
@@ -202,24 +214,26 @@ def weight_of(
 def activations(region: Region, value: Value, shape: Shape) -> tuple[Buffer, LoopNest | None]:
     """Return the buffer of activation rows, `shape` = [rows…, K], and what stores it.
 
-    A plain f32 argument serves as it is; anything else is broadcast to `shape`.
+    An argument of a type that the target's products read serves as it is; anything else is
+    broadcast to `shape`, in f32 where its own type is none of those.
     """
+    dtype = region.readable(value.type.dtype)
     if value.type.shape == shape:
-        direct = region.direct(value, F32)
+        direct = region.direct(value, dtype)
         if direct is not None:
             return direct, None
-    buffer = region.scratch_buffer("a", F32, shape)
-    body, value = widened(region.body, value, shape)
-    nests = lower_loops(body, region.inputs, [Output(value, buffer)], region.taken)
+    buffer = region.scratch_buffer("a", dtype, shape)
+    body, value = widened(region.body, value, shape, dtype)
+    nests = region.loops([Output(value, buffer)], body)
     assert len(nests) == 1
     return buffer, nests[0]
 
 
-def widened(body: Function, value: Value, shape: Shape) -> tuple[Function, Value]:
-    """Return `body` with `value` cast to f32 and broadcast to `shape`, and that value."""
+def widened(body: Function, value: Value, shape: Shape, dtype: DType) -> tuple[Function, Value]:
+    """Return `body` with `value` cast to `dtype` and broadcast to `shape`, and that value."""
     builder = Builder.over(body)
-    if value.type.dtype != F32:
-        value = builder.emit(Cast(F32), value)
+    if value.type.dtype != dtype:
+        value = builder.emit(Cast(dtype), value)
     if value.type.shape != shape:
         value = builder.emit(BroadcastTo(shape), value)
     return replace(body, nodes=(*body.nodes, *builder.nodes)), value

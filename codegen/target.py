@@ -7,11 +7,35 @@ target's `language`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal as OneOf
 
 from ..ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, DType
 
 #: The types every machine can hold and compute with (16-bit floats are computed in f32).
 ORDINARY: frozenset[DType] = frozenset({F64, F32, F16, BF16, I64, I32, I16, I8, U8, U16, U32, BOOL})
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the Triton emitter asks of a GPU.
+
+    `backend` and `arch` are Triton's own names (`cuda` and 80, `hip` and `gfx90a`). `warp`:
+    threads of a warp. `shared`: bytes of shared memory that one program may use. `dot`: the type
+    of the operands of matrix instructions. `decode`: how FP8 codes become numbers: `packed`
+    (inline assembly, four at a time), `portable` (integer arithmetic) or `native` (conversion
+    instructions). `matrix`: the opcodes of matrix instructions, one of which must stand in every
+    matrix product. `triton`: which installation of Triton compiles for it, "" being the one that
+    is imported.
+    """
+
+    backend: str
+    arch: int | str
+    warp: int
+    shared: int
+    dot: DType
+    decode: OneOf["packed", "portable", "native"]
+    matrix: tuple[str, ...]
+    triton: str = ""
 
 
 @dataclass(frozen=True)
@@ -21,16 +45,22 @@ class Target:
     `native`: element types that may stand in kernels. `language`: which emitter serves it.
     `flags`: what the compiler is told about the instruction set. `requires`: features a machine
     must have, by their names in /proc/cpuinfo. `header`: the instruction table of the kernels.
-    `executable`: whether machine code is made at all.
+    `executable`: whether machine code is made at all. `activations`: float types that products
+    and attention read as they are; others are converted first. `keeps_rows`: whether costly
+    values of a row are kept for its next loop rather than computed again. `gpu`: what a GPU is
+    like.
     """
 
     name: str
     native: frozenset[DType] = ORDINARY
-    language: str = "c"
+    language: OneOf["c", "triton"] = "c"
     flags: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
     header: str = ""
     executable: bool = True
+    activations: tuple[DType, ...] = (F32,)
+    keeps_rows: bool = True
+    gpu: Gpu | None = None
 
     def __str__(self) -> str:
         return self.name

@@ -8,6 +8,7 @@ import pytest
 
 from dilu.codegen.kernel_text import print_kernel
 from dilu.codegen.lower import lower
+from dilu.codegen.targets import BASELINE
 from dilu.errors import DiluError, Loc
 from dilu.ir.text import parse_graph
 
@@ -46,7 +47,7 @@ func @main(%x: bf16[T,64]) const(%w: bf16[64], %m: u8[96,64], %m.s: f32[1,1]) {
 
 
 def test_kernel_ir(golden):
-    (entry,) = lower(parse_graph(NORM)).entries
+    (entry,) = lower(parse_graph(NORM), BASELINE).entries
     kernels = [step.kernel for step in entry.plan.steps]
     golden("codegen/norm_product.kernels.txt", "\n".join(map(print_kernel, kernels)))
     assert entry.symbols == ("T",)
@@ -75,7 +76,7 @@ def test_an_op_that_no_loop_computes():
         "%v: f32[T,8], %i: i64[T,8] = topk(%x) {k=8}\n%y: f32[T,8] = neg(%v)", Loc("model.py", 7)
     )
     with pytest.raises(DiluError, match="no loop computes the op topk") as error:
-        lower(graph)
+        lower(graph, BASELINE)
     assert error.value.loc == Loc("model.py", 7)
     assert error.value.pass_name == "lower"
     assert error.value.node is not None and "topk(%x)" in error.value.node
@@ -88,20 +89,20 @@ def test_two_products_in_a_kernel_need_the_same_activations():
         kind="matmul",
     )
     with pytest.raises(DiluError, match="two of the same activations"):
-        lower(graph)
+        lower(graph, BASELINE)
 
 
 def test_an_unknown_kind():
     with pytest.raises(DiluError, match="unknown kind of kernel 'origami'"):
-        lower(failing("%y: f32[T,8] = neg(%x)", kind="origami"))
+        lower(failing("%y: f32[T,8] = neg(%x)", kind="origami"), BASELINE)
 
 
 def test_a_value_without_a_place():
     text = NORM.replace("arena 256*T : %y", "")
     with pytest.raises(DiluError, match="%y has no place in the arena"):
-        lower(parse_graph(text))
+        lower(parse_graph(text), BASELINE)
 
 
 def test_only_planned_graphs_become_code():
     with pytest.raises(DiluError, match="made from planned graphs, not from a fused one"):
-        lower(parse_graph(NORM.replace("graph planned", "graph fused")))
+        lower(parse_graph(NORM.replace("graph planned", "graph fused")), BASELINE)
