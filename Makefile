@@ -13,6 +13,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Without a C compiler on the machine, one comes as a wheel.
 ZIG := $(if $(shell command -v cc || command -v gcc || command -v clang),,,zig)
+# Newer ones have no matrix instructions for these GPUs, and only one can be imported.
+OLD_TRITON := 3.2.0
 PIP_INSTALL := set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check \
 	--progress-bar off -c constraints.txt
 SHOW_DOWNLOADS := { grep --line-buffered '^ *Downloading' || true; }
@@ -84,4 +86,8 @@ $(VENV)/.compile: pyproject.toml constraints.txt | $(VENV)/.made
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.made
 	@echo "==> dilu and what developing needs (the first time, PyTorch is a large download)"
 	@$(PIP_INSTALL) -e '.[dev$(ZIG)]' | $(SHOW_DOWNLOADS)
+	@echo "==> Triton $(OLD_TRITON), which compiles for cuda:70 and cuda:75"
+	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
+	    --no-deps --upgrade --target $(VENV)/share/dilu/triton-3.2 triton==$(OLD_TRITON) \
+	    | $(SHOW_DOWNLOADS)
 	@touch $@ $(VENV)/.compile

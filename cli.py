@@ -151,16 +151,20 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Makes the choices repeatable.")] = None,
     threads: Annotated[int | None, typer.Option(help="[default: the number of cores]")] = None,
     target: Annotated[str | None, typer.Option(help="[default: the best for here]")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1, hip … [default: a GPU that a target fits, else cpu]"),
+    ] = None,
     verbose: Annotated[bool, typer.Option("-v", help="Say what is loaded and how.")] = False,
 ) -> None:
     """Generate text: it goes to standard output, the statistics follow on standard error."""
     from .runtime.session import load
 
     with _progress(verbose) as progress:
-        session = load(artifact, threads=threads, target=target, progress=progress)
+        session = load(artifact, threads=threads, target=target, device=device, progress=progress)
     with session:
         if verbose:
-            _say(f"{session.target}, {session.threads} threads: {session.target_reason}")
+            _say(f"{session.target}, {session.place}: {session.target_reason}")
         text = sys.stdin.read() if prompt == "-" else prompt
         stream = session.language.stream(
             text,
@@ -213,15 +217,43 @@ def inspect(
 
 
 @app.command()
+def tune(
+    artifact: Annotated[Path, typer.Argument(help="An artifact with a target for a GPU.")],
+    device: Annotated[
+        str | None, typer.Option(help="cuda, cuda:1, hip … [default: one that a target fits]")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="[default: the best for the device]")] = None,
+    verbose: Annotated[bool, typer.Option("-v", help="Say what is done and how long.")] = False,
+) -> None:
+    """Measure the variants of kernels on a device; the fastest are used from then on."""
+    from .runtime.gpu.tune import describe_tuning, tune
+    from .runtime.session import load
+
+    with _progress(verbose) as progress:
+        session = load(artifact, device=device, target=target, progress=progress)
+        with session:
+            timings, file = tune(session, progress=progress)
+    print(describe_tuning(timings))
+    _say(f"kept in {_shown(file)}")
+
+
+@app.command()
 def targets() -> None:
-    """List the targets that can be compiled for."""
-    from .codegen.targets import TARGETS, host_target
+    """List the targets that can be compiled for, and the devices that are here."""
+    from .codegen.targets import TARGETS, host_target, other_targets
+    from .codegen.triton.installations import describe_installation
+    from .runtime.describe import describe_devices
 
     here = host_target()
+    print("targets that can be compiled for")
     for known in TARGETS:
-        needs = f"needs {', '.join(known.requires)}" if known.requires else ""
-        note = "this machine: cpu" if known == here else needs
-        print(f"{known.name:<18}{note}".rstrip())
+        note = f"needs {', '.join(known.requires)}" if known.requires else ""
+        if known.gpu is not None:
+            note = describe_installation(known)
+        print(f"  {known.name:<18}{'this machine: cpu' if known == here else note}".rstrip())
+    for name in other_targets():
+        print(f"  {name:<18}from another package")
+    print(f"\n{describe_devices()}")
 
 
 def _say(text: str) -> None:

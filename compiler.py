@@ -202,7 +202,7 @@ def _capture_module(model: Any, inputs: Any, dynamic_shapes: Any, report: Progre
 def _generated(graph: Graph, target: Target, report: Progress) -> Module:
     from .codegen.generate import generate
 
-    return generate(graph, target, progress=lambda step: report(f"{step} for {target.name}"))
+    return generate(graph, target, progress=report)
 
 
 def _folder(module: Module) -> str:
@@ -210,17 +210,28 @@ def _folder(module: Module) -> str:
 
 
 def _module_files(module: Module) -> dict[str, Content]:
-    files: dict[str, Content] = {f"{_folder(module)}/module.c": module.source.encode()}
+    files: dict[str, Content] = {_source_file(module): module.source.encode()}
     if module.library:
         files[f"{_folder(module)}/module.so"] = module.library
-    return files
+    return files | {f"{_folder(module)}/{name}": data for name, data in module.files.items()}
+
+
+def _source_file(module: Module) -> str:
+    return f"{_folder(module)}/module.{'c' if module.target.language == 'c' else 'py'}"
 
 
 def _target(module: Module) -> dict[str, Any]:
-    return {
+    gpu = module.target.gpu
+    machine: dict[str, Any] = {
         "library": f"{_folder(module)}/module.so" if module.library else None,
-        "source": f"{_folder(module)}/module.c",
         "architecture": architecture(),
+    }
+    if gpu is not None:
+        program = f"{_folder(module)}/program.json"
+        machine = {"program": program, "backend": gpu.backend, "arch": gpu.arch}
+    return {
+        **machine,
+        "source": _source_file(module),
         "requires": list(module.target.requires),
         "kernels": [_kernel(kernel, module.source) for kernel in module.kernels],
     }

@@ -49,6 +49,10 @@ def _bool(text: str) -> bool:
     raise ValueError("neither yes nor no")
 
 
+def _yes(text: str) -> bool:
+    return _bool(text or "1")
+
+
 def _threads(text: str) -> int | None:
     if not text:
         return None
@@ -108,6 +112,34 @@ ALLOW_OVERCOMMIT = Knob(
     "Load a model even if it needs more memory than is free.",
     _bool,
 )
+GPU_LIBRARY = Knob(
+    "DILU_GPU_LIBRARY",
+    "a file",
+    "libcuda.so.1 or libamdhip64.so",
+    "The driver library of GPUs, instead of the system's.",
+    _path,
+)
+GPU_GRAPHS = Knob(
+    "DILU_GPU_GRAPHS",
+    "0 or 1",
+    "1",
+    "Record calls that repeat on a GPU as graphs, and replay them.",
+    _yes,
+)
+GPU_SYNC = Knob(
+    "DILU_GPU_SYNC",
+    "0 or 1",
+    "0",
+    "Wait after each kernel on a GPU, so that an error names its kernel (slow).",
+    _bool,
+)
+TRITON_OLD = Knob(
+    "DILU_TRITON_3_2",
+    "a folder",
+    "share/dilu/triton-3.2 of the Python environment, else triton-3.2 in the cache",
+    "Where Triton 3.2 is installed, which compiles for cuda:70 and cuda:75.",
+    _path,
+)
 
 KNOBS: tuple[Knob[object], ...] = (
     DEBUG,
@@ -118,7 +150,17 @@ KNOBS: tuple[Knob[object], ...] = (
     CC,
     CFLAGS,
     ALLOW_OVERCOMMIT,
+    GPU_LIBRARY,
+    GPU_GRAPHS,
+    GPU_SYNC,
+    TRITON_OLD,
 )
+
+
+def inherited(**changes: str | None) -> dict[str, str]:
+    """Return the environment of a process to start: this one's, with changes (None: not set)."""
+    merged = {**os.environ, **changes}
+    return {name: value for name, value in merged.items() if value is not None}
 
 
 def table() -> list[tuple[str, str, str, str]]:

@@ -34,15 +34,24 @@ def cached(key: str, suffix: str, make: Callable[[], bytes]) -> bytes:
 
     A cache that cannot be written is no error: the work is only done again next time.
     """
-    path = knobs.CACHE.get() / key[:2] / f"{key}{suffix}"
-    try:
-        return path.read_bytes()
-    except OSError:
-        pass
-    data = make()
-    with contextlib.suppress(OSError):
-        _store(path, data)
+    data = find_cached(key, suffix)
+    if data is None:
+        data = make()
+        with contextlib.suppress(OSError):
+            _store(_place(key, suffix), data)
     return data
+
+
+def find_cached(key: str, suffix: str) -> bytes | None:
+    """Return the entry of `key`, None where there is none."""
+    try:
+        return _place(key, suffix).read_bytes()
+    except OSError:
+        return None
+
+
+def _place(key: str, suffix: str) -> Path:
+    return knobs.CACHE.get() / key[:2] / f"{key}{suffix}"
 
 
 def _store(path: Path, data: bytes) -> None:

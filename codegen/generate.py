@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..ir.graph import Graph
+from ..runtime.progress import Progress, silent
 from .c.driver import compile_source
 from .c.emit import emit_module
 from .kernel_ir import Program
 from .lower import function_symbols, lower
 from .target import Target
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,8 @@ class Module:
     """Compiled functions.
 
     `functions` are in the order of `dilu_run`'s numbers, `symbols` of each in the order of
-    `dilu_call.sizes`. `library` is empty for a target that executes nothing.
+    `dilu_call.sizes`. `library` is empty for a target that executes nothing, and for GPUs, whose
+    code and plans are in `files`, by their names in the target's folder.
     """
 
     target: Target
@@ -40,39 +40,41 @@ class Module:
     functions: tuple[str, ...]
     symbols: tuple[tuple[str, ...], ...]
     program: Program
+    files: Mapping[str, bytes]
 
 
 def generate(
-    graph: Graph, target: Target, *, progress: Progress | None = None, optimize: str = "-O3"
+    graph: Graph, target: Target, *, progress: Progress = silent, optimize: str = "-O3"
 ) -> Module:
     """Return the module of a planned graph for `target`.
 
-    Raises DiluError for a region that no kernel computes, and when the C compiler is missing or
-    fails. `progress` is told what begins.
+    Raises DiluError for a region that no kernel computes, and when the target's compiler is
+    missing or fails. `progress` is told what is done.
     """
-    say = progress or (lambda _: None)
-    say("lowering")
+    progress(f"lowering for {target.name}")
     program = lower(graph, target)
-    say("writing source")
-    source, kernels = emit_module(program, target)
-    library = compile_library(source, target, progress, optimize=optimize)
+    progress(f"writing source for {target.name}")
+    files: Mapping[str, bytes] = {}
+    library = b""
+    if target.language == "c":
+        source, emitted = emit_module(program, target)
+        kernels = tuple(KernelInfo(k.name, k.kind, k.function, k.source) for k in emitted)
+        if target.executable:
+            progress(f"compiling for {target.name}")
+            library = compile_source(source, target, optimize=optimize)
+    else:
+        from .triton.build import build  # only here: a CPU needs none of it
+
+        built = build(program, target, progress=progress)
+        source, files = built.source, built.files
+        kernels = tuple(KernelInfo(k.name, k.kind, name, text) for k, name, text in built.kernels)
     return Module(
         target,
         source,
-        tuple(KernelInfo(k.name, k.kind, k.function, k.source) for k in kernels),
+        kernels,
         library,
         tuple(f.name for f in graph.functions),
         tuple(function_symbols(f) for f in graph.functions),
         program,
+        files,
     )
-
-
-def compile_library(
-    source: str, target: Target, progress: Progress | None = None, *, optimize: str = "-O3"
-) -> bytes:
-    """Return the shared library of a module's source; nothing for a target that cannot run."""
-    if not target.executable:
-        return b""
-    if progress is not None:
-        progress("compiling")
-    return compile_source(source, target, optimize=optimize)

@@ -44,7 +44,7 @@ def lower(graph: Graph, target: Target) -> Program:
 
 
 def _entry(graph: Graph, function: Function, target: Target) -> Entry:
-    pieces = {c.name: _pieces(graph, c) for c in function.constants}
+    pieces = {c.name: _pieces(graph, c, target) for c in function.constants}
     plan = lower_function(function, pieces, target)
     names = function_symbols(function)
     return Entry(plan, names, _work(function))
@@ -67,9 +67,11 @@ def _work(function: Function) -> Dim:
     return dim(results)
 
 
-def _pieces(graph: Graph, constant: Value) -> int:
+def _pieces(graph: Graph, constant: Value, target: Target) -> int:
     weight = graph.weights.get(constant.name)
-    return 0 if weight is None or weight.data is not None else weight.grid
+    if weight is None or weight.data is not None or target.copies_weights:
+        return 0
+    return weight.grid
 
 
 # ------------------------------------------------------------------------------- plans

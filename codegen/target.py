@@ -47,8 +47,8 @@ class Target:
     must have, by their names in /proc/cpuinfo. `header`: the instruction table of the kernels.
     `executable`: whether machine code is made at all. `activations`: float types that products
     and attention read as they are; others are converted first. `keeps_rows`: whether costly
-    values of a row are kept for its next loop rather than computed again. `gpu`: what a GPU is
-    like.
+    values of a row are kept for its next loop rather than computed again. `copies_weights`: weights
+    lie in memory of the device's own, each constant in one piece. `gpu`: what a GPU is like.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Target:
     executable: bool = True
     activations: tuple[DType, ...] = (F32,)
     keeps_rows: bool = True
+    copies_weights: bool = False
     gpu: Gpu | None = None
 
     def __str__(self) -> str:

@@ -35,13 +35,13 @@ STORAGE: dict[str, np.dtype[Any]] = {
 }
 
 #: Types that numpy does not have, by the names torch and ml_dtypes give them.
-_FOREIGN = {
+FOREIGN = {
     "bfloat16": "bf16",
     "float8_e4m3fn": "f8e4m3",
     "float8_e5m2": "f8e5m2",
     "float8_e8m0fnu": "f8e8m0",
 }
-_BITS_ONLY = {*_FOREIGN.values(), "f4e2m1"}
+_BITS_ONLY = {*FOREIGN.values(), "f4e2m1"}
 _NAMES = {storage: name for name, storage in STORAGE.items() if name not in _BITS_ONLY}
 
 
@@ -61,13 +61,14 @@ def is_torch(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def to_numpy(value: Any, dtype: str) -> tuple[np.ndarray, str]:
+def to_numpy(value: Any, dtype: str, *, reader: str = "the CPU") -> tuple[np.ndarray, str]:
     """Return a C-contiguous array of raw bits and the name of its element type.
 
-    Plain Python numbers and lists take the element type `dtype`; arrays keep theirs.
+    Plain Python numbers and lists take the element type `dtype`; arrays keep theirs. `reader` is
+    where the session runs, for errors.
     """
     if is_torch(value):
-        return _from_torch(value)
+        return _from_torch(value, reader)
     if isinstance(value, (int, float, bool, list, tuple)):
         if dtype in _BITS_ONLY:
             raise DiluError(f"{dtype} values cannot be made from Python numbers; pass an array")
@@ -75,7 +76,7 @@ def to_numpy(value: Any, dtype: str) -> tuple[np.ndarray, str]:
     if not isinstance(value, (np.ndarray, np.generic)) and hasattr(value, "__dlpack__"):
         value = _from_dlpack(value)
     array = np.asarray(value)
-    name = _FOREIGN.get(array.dtype.name)
+    name = FOREIGN.get(array.dtype.name)
     if name is not None:
         return np.asarray(array, order="C").view(STORAGE[name]), name
     little = array.dtype.newbyteorder("<")
@@ -91,22 +92,22 @@ def from_numpy(array: np.ndarray, dtype: str, *, torch: bool) -> Any:
         return array
     library = sys.modules["torch"]
     tensor = library.from_numpy(array)
-    foreign = next((name for name, ours in _FOREIGN.items() if ours == dtype), None)
+    foreign = next((name for name, ours in FOREIGN.items() if ours == dtype), None)
     return tensor if foreign is None else tensor.view(getattr(library, foreign))
 
 
-def _from_torch(tensor: Any) -> tuple[np.ndarray, str]:
+def _from_torch(tensor: Any, reader: str) -> tuple[np.ndarray, str]:
     if tensor.device.type != "cpu":
         raise DiluError(
-            f"a tensor on {tensor.device} was passed, but this session runs on the CPU",
+            f"a tensor on {tensor.device} was passed, but this session runs on {reader}",
             hint="pass tensor.cpu()",
         )
     torch = sys.modules["torch"]
     tensor = tensor.detach().contiguous()
     name = str(tensor.dtype).removeprefix("torch.")
-    if name in _FOREIGN:
+    if name in FOREIGN:
         bits = torch.uint16 if tensor.element_size() == 2 else torch.uint8
-        return tensor.view(bits).numpy(), _FOREIGN[name]
+        return tensor.view(bits).numpy(), FOREIGN[name]
     array = tensor.resolve_neg().resolve_conj().numpy()
     if array.dtype not in _NAMES:
         raise DiluError(f"tensors of {tensor.dtype} are not supported")

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DiluError
 from .artifact import Artifact
 from .bundle import piece_bytes
+from .cpu.features import architecture
 from .expression import evaluate, symbols
 from .function import describe
-from .machine import resident_memory
+from .machine import available_memory, physical_cores, resident_memory
 from .session import PREFILL_TOKENS, nominal_sizes
-from .targets import obstacle
+from .targets import is_gpu, obstacle
+from .text_table import table
 from .weights import megabytes
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ def describe_artifact(artifact: Artifact) -> str:
         _head(artifact),
         _functions(artifact),
         _targets(artifact),
+        *_gpu_kernels(artifact),
         _weights(artifact),
         _memory(artifact),
         _passes(artifact),
@@ -51,14 +54,14 @@ def kernel_text(artifact: Artifact, name: str, target: str | None = None) -> str
         raise DiluError(
             f"there is no target {target!r}", hint=f"targets: {', '.join(artifact.targets)}"
         )
-    for table in [artifact.targets[target]] if target else artifact.targets.values():
-        kernels = {k["name"]: k for k in table["kernels"]}
+    for entry in [artifact.targets[target]] if target else artifact.targets.values():
+        kernels = {k["name"]: k for k in entry["kernels"]}
         matches = [kernels[name]] if name in kernels else _starting(kernels, name)
         if len(matches) == 1 and matches[0]["lines"]:
             first, last = matches[0]["lines"]
-            lines = artifact.read(table["source"]).decode().splitlines()
+            lines = artifact.read(entry["source"]).decode().splitlines()
             return "\n".join(lines[first - 1 : last]) + "\n"
-    known = [k["name"] for table in artifact.targets.values() for k in table["kernels"]]
+    known = [k["name"] for entry in artifact.targets.values() for k in entry["kernels"]]
     near = [k for k in dict.fromkeys(known) if name in k] or list(dict.fromkeys(known))
     raise DiluError(f"there is no one kernel {name!r}", hint=f"kernels: {', '.join(near)}")
 
@@ -73,7 +76,7 @@ def describe_run(statistics: Statistics, session: Session) -> str:
     if resident is not None:
         own = f"{megabytes(resident[1])} without mapped files"
         parts.append(f"{megabytes(resident[0])} resident ({own})")
-    parts.append(f"{session.target} on {session.threads} threads")
+    parts.append(f"{session.target} on {session.place}")
     return "; ".join(parts)
 
 
@@ -113,14 +116,68 @@ def _values(entries: Iterable[dict[str, Any]]) -> str:
 
 def _targets(artifact: Artifact) -> str:
     rows: list[Sequence[str]] = []
-    for name, table in artifact.targets.items():
-        kinds = Counter(k["kind"] for k in table["kernels"])
+    for name, target in artifact.targets.items():
+        kinds = Counter(k["kind"] for k in target["kernels"])
         kernels = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
-        needs = ", ".join(table.get("requires", ())) or "-"
-        reason = obstacle(table)
-        here = "runs here" if reason is None else f"does not run here: {reason}"
-        rows.append((name, f"needs {needs}", kernels, here))
-    return _table("targets", rows)
+        needs = ", ".join(target.get("requires", ())) or "-"
+        rows.append((name, f"needs {needs}", kernels, _whether_here(target)))
+    return table("targets", rows)
+
+
+def _whether_here(target: dict[str, Any]) -> str:
+    if not is_gpu(target):
+        reason = obstacle(target)
+        return "runs here" if reason is None else f"does not run here: {reason}"
+    from .gpu.choose import fit  # only here: most artifacts have no such target
+    from .gpu.device import find_devices
+
+    devices, _ = find_devices(target["backend"])
+    places = [d.info.text for d in devices if fit(target, d.info) is not None]
+    for device in devices:
+        device.close()
+    return f"runs here on {', '.join(places)}" if places else "does not run here: no such device"
+
+
+def describe_devices() -> str:
+    """Return what this machine can run on: its processor and every GPU whose driver answers."""
+    from .gpu.device import backends, find_devices
+
+    memory = available_memory()
+    cores = f"{physical_cores()} cores"
+    free = "" if memory is None else f"{megabytes(memory)} free"
+    rows: list[Sequence[str]] = [("cpu", architecture(), cores, free, "")]
+    missing: list[str] = []
+    for backend in backends():
+        devices, problem = find_devices(backend)
+        if problem is not None:
+            missing.append(f"  {problem}")
+        for info in (device.info for device in devices):
+            driver = f"driver {info.driver}"
+            rows.append((info.place, info.name, info.arch, megabytes(info.memory), driver))
+        for device in devices:
+            device.close()
+    return "\n".join([table("devices here", rows), *missing])
+
+
+def _gpu_kernels(artifact: Artifact) -> list[str]:
+    """Show what the kernels of each GPU target were compiled to, those in use without tuning."""
+    parts: list[str] = []
+    for name, target in artifact.targets.items():
+        if not is_gpu(target):
+            continue
+        from .gpu.program import read_program
+
+        rows: list[Sequence[str]] = [
+            ("kernel", "variants", "registers", "spills", "shared memory", "matrix instructions")
+        ]
+        for kernel in read_program(artifact, name).kernels:
+            used = kernel.variants[kernel.default]
+            counts = ["?" if n is None else str(n) for n in (used.registers, used.spills)]
+            matrix = " ".join(f"{n} {op}" for op, n in used.instructions.items()) or "-"
+            shared = megabytes(used.shared) if used.shared else "-"
+            rows.append((kernel.name, str(len(kernel.variants)), *counts, shared, matrix))
+        parts.append(table(f"kernels of {name}", rows))
+    return parts
 
 
 def _weights(artifact: Artifact) -> str:
@@ -136,10 +193,10 @@ def _weights(artifact: Artifact) -> str:
     rows = [(form, megabytes(n), f"{pieces[form]} tensors") for form, n in sizes.most_common()]
     rows.append(("all", megabytes(sizes.total()), f"{pieces.total()} tensors"))
     if not artifact.has_weights:
-        return _table("weights (compiled from a configuration only: none are there)", rows)
+        return table("weights (compiled from a configuration only: none are there)", rows)
     files = artifact.manifest["files"]
     places = [(f.get("absolute") or f["path"], megabytes(f["size"])) for f in files]
-    return _table("weights", rows) + "\n\n" + _table("weight files", places)
+    return table("weights", rows) + "\n\n" + table("weight files", places)
 
 
 def _memory(artifact: Artifact) -> str:
@@ -157,7 +214,7 @@ def _memory(artifact: Artifact) -> str:
             times = f" ×{plan['times']}" if plan["times"] > 1 else ""
             size = f"{one}, {many} for T={chunk}" if "T" in names else one
             rows.append((plan["function"] + times, f"{values} values in {len(slots)} slots", size))
-    return _table("memory plan (working memory of a call; scratch of kernels not counted)", rows)
+    return table("memory plan (working memory of a call; scratch of kernels not counted)", rows)
 
 
 def _passes(artifact: Artifact) -> str:
@@ -170,11 +227,4 @@ def _passes(artifact: Artifact) -> str:
         )
         for record in artifact.manifest["passes"]
     ]
-    return _table("passes", rows) if rows else ""
-
-
-def _table(title: str, rows: Sequence[Sequence[str]]) -> str:
-    """Return rows in aligned columns under a title."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join([title, *(f"  {line.rstrip()}" for line in cells)])
+    return table("passes", rows) if rows else ""

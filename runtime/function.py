@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DiluError
-from .arrays import from_numpy, is_torch, storage, to_numpy
-from .cpu.driver import addresses
-from .cpu.memory import zeros
+from .arrays import is_torch, storage
 from .expression import evaluate_shape, solve, symbols
 from .sequences import PARAMETERS, check_batch
 
 if TYPE_CHECKING:
     from .session import Session
-    from .weights import Weights
 
 
 class Function:
@@ -33,7 +30,9 @@ class Function:
         self.parameters: list[dict[str, Any]] = entry["parameters"]
         self.states: list[dict[str, Any]] = entry["states"]
         self.results: list[dict[str, Any]] = entry["results"]
-        self.constants: list[str] = entry["constants"]
+        model = session.artifact.manifest["language_model"]
+        names = tuple(parameter["name"] for parameter in self.parameters)
+        self._model: dict[str, Any] | None = model if names == PARAMETERS else None
         # Plain symbols first: they tell the sizes that expressions of them are checked with.
         dims = [
             (index, axis, dim)
@@ -41,45 +40,59 @@ class Function:
             for axis, dim in enumerate(entry["shape"])
         ]
         self._dims = sorted(dims, key=lambda d: not (isinstance(d[2], str) and d[2].isidentifier()))
-        self._tables: list[np.ndarray] = []
-        self._constants = addresses([])
-        self._state_arrays: list[np.ndarray] | None = None
+        self._state_arrays: list[Any] | None = None
         self._state_sizes: dict[str, int] = {}
 
     def __call__(self, *arrays: Any) -> Any:
         """Call the function with numpy arrays, torch tensors or anything with DLPack.
 
-        Returns one result, or a tuple of several: torch tensors where an argument was one, else
-        numpy arrays (bf16 and f8 as raw bits). Raises DiluError where an argument does not fit.
+        Returns one result, or a tuple of several: torch tensors where an argument was one, arrays
+        on the session's device where one lay there, else numpy arrays (bf16 and f8 as raw bits).
+        Raises DiluError where an argument does not fit.
         """
         torch = any(is_torch(array) for array in arrays)
-        checked = self._checked(arrays)
-        self._check_places(checked)
-        results = self.run(*checked)
-        pairs = zip(results, self.results, strict=True)
-        out = tuple(from_numpy(array, entry["dtype"], torch=torch) for array, entry in pairs)
+        with self._session.lock:
+            engine = self._session.engine
+            checked = self._checked(arrays)
+            on_device = any(engine.on_device(array) for array in checked)
+            if self._model is not None:  # small, and looked at here
+                checked = [engine.content(array) for array in checked]
+            self._check_places(checked)
+            results = self._run(checked, on_device=on_device)
+            pairs = zip(results, self.results, strict=True)
+            out = tuple(engine.result(a, entry["dtype"], torch=torch) for a, entry in pairs)
         return out[0] if len(out) == 1 else out
 
     def run(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """Call the function with C-contiguous arrays of the right types, of raw bits each."""
         with self._session.lock:
-            library = self._session.library
-            sizes = self._bound(arrays)
-            states = self._ready_states(sizes)
-            sizes = {**self._state_sizes, **sizes}
-            for symbol in self.symbols:
-                if symbol not in sizes:
-                    raise DiluError(
-                        f"{self.name}: the arguments do not tell the size {symbol}",
-                        hint=f"call allocate({{'{symbol}': …}}) first: it is the size of a state",
-                    )
-            results = [
-                np.empty(evaluate_shape(entry["shape"], sizes), storage(entry["dtype"]))
-                for entry in self.results
-            ]
-            order = [sizes[symbol] for symbol in self.symbols]
-            library.run(self._index, order, arrays, states, self._constants, results)
-            return results
+            return self._run(arrays, on_device=False)
+
+    def prepare(
+        self, arrays: Sequence[Any]
+    ) -> tuple[dict[str, int], Sequence[Any], list[Any], list[list[int]]]:
+        """Return what an engine runs: sizes, parameters, states and the shapes of the results."""
+        sizes = self._bound(arrays)
+        states = self._ready_states(sizes)
+        sizes = {**self._state_sizes, **sizes}
+        for symbol in self.symbols:
+            if symbol not in sizes:
+                raise DiluError(
+                    f"{self.name}: the arguments do not tell the size {symbol}",
+                    hint=f"call allocate({{'{symbol}': …}}) first: it is the size of a state",
+                )
+        shapes = [evaluate_shape(entry["shape"], sizes) for entry in self.results]
+        if self._model is not None and self._session.engine.padded:
+            from .buckets import pad_batch, padded_sizes
+
+            sizes = padded_sizes(sizes)
+            arrays = pad_batch(arrays, sizes)
+        return sizes, arrays, states, shapes
+
+    def _run(self, arrays: Sequence[Any], *, on_device: bool) -> list[Any]:
+        engine = self._session.engine
+        sizes, arrays, states, shapes = self.prepare(arrays)
+        return engine.run(self._index, sizes, arrays, states, shapes, on_device=on_device)
 
     def allocate(self, sizes: Mapping[str, int], *, keep: bool = False) -> None:
         """Make the states, of the given sizes and all zero.
@@ -87,13 +100,16 @@ class Function:
         With `keep`, states that exist keep their content: their elements stay at their indices.
         """
         with self._session.lock:
-            made = [self._zero_state(entry, sizes) for entry in self.states]
-            if keep and self._state_arrays is not None:
-                for old, new in zip(self._state_arrays, made, strict=True):
-                    common = tuple(
-                        slice(min(a, b)) for a, b in zip(old.shape, new.shape, strict=True)
-                    )
-                    new[common] = old[common]
+            engine = self._session.engine
+            old = self._state_arrays if keep else None
+            if old is None:
+                self._state_arrays = None  # first, so that both never stand side by side
+            made = [
+                engine.zeros(evaluate_shape(entry["shape"], sizes), entry["dtype"])
+                for entry in self.states
+            ]
+            for before, after in zip(old or (), made, strict=old is not None):
+                engine.keep(before, after)
             self._state_arrays, self._state_sizes = made, dict(sizes)
 
     def state_bytes(self, sizes: Mapping[str, int]) -> int:
@@ -106,14 +122,24 @@ class Function:
 
     def arena_bytes(self, sizes: Mapping[str, int]) -> int:
         """Return the bytes of working memory that a call at these sizes needs."""
-        return self._session.arena_bytes(self._index, [sizes[s] for s in self.symbols])
+        engine = self._session.engine
+        if self._model is not None and engine.padded:
+            from .buckets import padded_sizes
+
+            sizes = padded_sizes(sizes)
+        return engine.arena_bytes(self._index, sizes)
 
     def state(self, name: str) -> np.ndarray:
-        """Return a state's array: the raw bits themselves, not a copy."""
+        """Return a state's raw bits: themselves on the CPU, a copy of what lies on a device."""
         for entry, array in zip(self.states, self._state_arrays or (), strict=False):
             if entry["name"] == name:
-                return array
+                return self._session.engine.content(array)
         raise DiluError(f"{self.name} has no state {name!r} yet")
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it takes a language model's batches."""
+        return self._model is not None
 
     @property
     def state_symbols(self) -> set[str]:
@@ -124,22 +150,11 @@ class Function:
     def all_symbols(self) -> set[str]:
         return self.state_symbols | set(self.symbols)
 
-    def bind(self, weights: Weights) -> None:
-        """Take the addresses of the constants."""
-        self._tables = [weights.table(name) for name in self.constants]
-        self._constants = addresses(self._tables)
-
     def release(self) -> None:
-        """Forget states and constants."""
-        self._tables, self._state_arrays = [], None
+        """Forget the states."""
+        self._state_arrays = None
 
-    def _zero_state(self, entry: dict[str, Any], sizes: Mapping[str, int]) -> np.ndarray:
-        shape = evaluate_shape(entry["shape"], sizes)
-        dtype = storage(entry["dtype"])
-        flat = zeros(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
-        return flat.view(dtype).reshape(shape)
-
-    def _ready_states(self, sizes: dict[str, int]) -> list[np.ndarray]:
+    def _ready_states(self, sizes: dict[str, int]) -> list[Any]:
         if self._state_arrays is None:
             if not self.state_symbols <= sizes.keys():
                 return []  # the caller names the missing symbol
@@ -149,17 +164,15 @@ class Function:
 
     def _check_places(self, arrays: Sequence[np.ndarray]) -> None:
         """Raise DiluError where a batch for a language model points outside of its cache."""
-        model = self._session.artifact.manifest["language_model"]
-        batch = tuple(entry["name"] for entry in self.parameters) == PARAMETERS
-        if model is not None and batch and "B" in self._state_sizes:
+        if self._model is not None and "B" in self._state_sizes:
             check_batch(
                 arrays,
-                vocabulary=model["vocab_size"],
-                page_size=model["page_size"],
+                vocabulary=self._model["vocab_size"],
+                page_size=self._model["page_size"],
                 cache_pages=self._state_sizes["B"],
             )
 
-    def _checked(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+    def _checked(self, arrays: Sequence[Any]) -> list[Any]:
         """Return the arguments as arrays of raw bits; raise DiluError where one does not fit."""
         if len(arrays) != len(self.parameters):
             want = ", ".join(f"{p['name']}: {describe(p)}" for p in self.parameters)
@@ -167,15 +180,15 @@ class Function:
                 f"{self.name} takes {len(self.parameters)} arguments, not {len(arrays)}",
                 hint=f"its parameters are {want}" if want else None,
             )
-        checked: list[np.ndarray] = []
+        checked: list[Any] = []
         for entry, value in zip(self.parameters, arrays, strict=True):
-            array, dtype = to_numpy(value, entry["dtype"])
+            array, dtype = self._session.engine.argument(value, entry["dtype"])
             if dtype != entry["dtype"] or array.ndim != len(entry["shape"]):
                 raise self._mismatch(entry, f"{dtype}[{','.join(map(str, array.shape))}]")
             checked.append(array)
         return checked
 
-    def _bound(self, arrays: Sequence[np.ndarray]) -> dict[str, int]:
+    def _bound(self, arrays: Sequence[Any]) -> dict[str, int]:
         """Return the size of each symbol; raise DiluError where the shapes contradict."""
         sizes: dict[str, int] = {}
         for index, axis, dim in self._dims:

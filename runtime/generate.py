@@ -17,7 +17,6 @@ from ..errors import DiluError
 from .sample import Sampling, sample
 from .sequences import PagePool, Sequence, Step, batch, pages_for
 from .session import PREFILL_TOKENS, Session
-from .weights import require_memory
 
 
 @dataclass
@@ -199,7 +198,7 @@ class TokenLoop:
         }
         if not self._pool.used:  # the old cache first, so that both never stand side by side
             self.release()
-        require_memory(needed)
+        self._session.require_memory(needed)
         self._function.allocate(self._cache_size(pages), keep=self._pool.used > 0)
         self._pool.grow(pages)
 

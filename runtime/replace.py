@@ -1,7 +1,7 @@
-"""A directory that appears complete or not at all.
+"""A directory, or a file, that appears complete or not at all.
 
-Invariant: at no moment is there a half-written directory under the final name, and what a killed
-writer left beside it is removed by the next one.
+Invariant: at no moment is there a half-written one under the final name, and what a killed writer
+of a directory left beside it is removed by the next one.
 """
 
 from __future__ import annotations
@@ -46,6 +46,24 @@ def new_directory(target: Path, may_replace: Callable[[Path], bool]) -> Generato
         raise DiluError(f"cannot write the artifact: {error.strerror}", Loc(str(target))) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file, and its folder where there is none, replacing the one that is there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as out:
+                out.write(content)
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise DiluError(f"cannot write this file: {error.strerror}", Loc(str(path))) from error
+    _sync(path.parent)
 
 
 def _refuse(target: Path, may_replace: Callable[[Path], bool]) -> None:

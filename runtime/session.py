@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DiluError
 from . import machine
 from .artifact import Artifact
-from .cpu.driver import Library
+from .engine import Engine
 from .function import Function
 from .progress import Progress, silent
 from .sequences import pages_for
-from .targets import choose_target
-from .weights import Weights, require_bound, require_memory, weight_bytes
+from .targets import Choice, choose_target
+from .weights import require_bound, require_memory
 
 #: Tokens of prompts that are run at once.
 PREFILL_TOKENS = 512
@@ -31,6 +30,7 @@ PREFILL_TOKENS = 512
 NOMINAL_TOKENS = 2048
 
 if TYPE_CHECKING:
+    from .gpu.device import Device
     from .language import LanguageModel
 
 
@@ -39,18 +39,21 @@ def load(
     *,
     threads: int | None = None,
     target: str | None = None,
+    device: str | Device | None = None,
     progress: Progress = silent,
 ) -> Session:
     """Open an artifact, check it, map its weights and return it ready to run.
 
     `threads` is the number of cores unless it or DILU_THREADS says otherwise; `target` is the
-    best of the artifact's that this machine can run. Raises DiluError for an artifact or weights
-    that were changed, a machine that cannot run it, or too little memory (before loading).
+    best of the artifact's that this machine can run, on a GPU where one of them fits it. `device`
+    says where to run: `cpu`, `cuda`, `cuda:1`, `hip`, or an open device. Raises DiluError for an
+    artifact or weights that were changed, a machine that cannot run it, or too little memory
+    (before loading).
     """
     if threads is not None and threads < 1:
         raise DiluError(f"cannot run with {threads} threads", hint="threads is at least 1")
     artifact = path if isinstance(path, Artifact) else Artifact.open(path)
-    return Session(artifact, threads=threads, target=target, progress=progress)
+    return Session(artifact, threads=threads, target=target, device=device, progress=progress)
 
 
 class Session:
@@ -62,29 +65,35 @@ class Session:
         *,
         threads: int | None = None,
         target: str | None = None,
+        device: str | Device | None = None,
         progress: Progress = silent,
     ) -> None:
         self.artifact = artifact
         self.threads = threads or machine.default_threads()
-        self.target, self.target_reason = choose_target(artifact, target)
-        require_bound(artifact)
-        self.weight_bytes = weight_bytes(artifact)
+        choice = choose_target(artifact, target, device)
+        self.target = choice.target
         self.lock = threading.RLock()
         self._language: LanguageModel | None = None
-        self._weights: Weights | None = None
-        self._library = Library(_library_file(artifact, self.target), self.threads)
+        self._closed = True  # until all is loaded
+        try:
+            require_bound(artifact)
+            self._engine = _engine(artifact, choice, self.threads)
+        except BaseException:
+            if choice.device is not None:
+                choice.device.close()
+            raise
         self.functions: dict[str, Function] = {
             entry["name"]: Function(self, index, entry)
             for index, entry in enumerate(artifact.manifest["functions"])
         }
+        self._closed = False
         try:
-            require_memory(self._needed_memory())
-            self._weights = Weights(artifact, progress=progress)
+            self.require_memory(self._needed_memory())
+            self._engine.load(progress)
         except BaseException:
-            self._library.close()
+            self.close()
             raise
-        for function in self.functions.values():
-            function.bind(self._weights)
+        self.target_reason = "; ".join([choice.reason, *self._engine.notes])
 
     def function(self, name: str) -> Function:
         """Return a function of the artifact by its name."""
@@ -98,14 +107,28 @@ class Session:
         return next(iter(self.functions.values()))(*arrays)
 
     @property
-    def library(self) -> Library:
-        """The loaded kernels; raises DiluError where the session is closed."""
-        if self._weights is None:
+    def engine(self) -> Engine:
+        """What runs the functions; raises DiluError where the session is closed."""
+        if self._closed:
             raise DiluError("the session is closed")
-        return self._library
+        return self._engine
 
-    def arena_bytes(self, function: int, sizes: Sequence[int]) -> int:
-        return self._library.arena_bytes(function, sizes)
+    @property
+    def weight_bytes(self) -> int:
+        """The bytes of all weights that the functions read."""
+        return self._engine.weight_bytes
+
+    @property
+    def place(self) -> str:
+        """What runs the functions, for people: so many threads, or a device."""
+        return self._engine.text
+
+    def require_memory(self, needed: dict[str, int]) -> None:
+        """Raise DiluError where `needed` (what for → bytes) is more than the device has free.
+
+        Weights and working memory are to be counted, whether they are loaded or not.
+        """
+        require_memory(needed, self._engine.available_memory(), self._engine.where)
 
     @property
     def language(self) -> LanguageModel:
@@ -140,15 +163,14 @@ class Session:
         return needed
 
     def close(self) -> None:
-        """Stop the threads, unmap the weights and free the states."""
+        """Stop the threads or free the device, unmap the weights and free the states."""
         with self.lock:
-            weights, self._weights = self._weights, None
-            if weights is None:
+            if self._closed:
                 return
-            self._library.close()
+            self._closed = True
             for function in self.functions.values():
                 function.release()
-            weights.close()
+            self._engine.close()
 
     def __enter__(self) -> Session:
         return self
@@ -157,7 +179,7 @@ class Session:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_weights", None) is not None:
+        if not getattr(self, "_closed", True):
             self.close()
 
 
@@ -171,7 +193,11 @@ def nominal_sizes(language_model: dict[str, Any] | None) -> dict[str, int]:
     return {"T": min(PREFILL_TOKENS, tokens), "S": 1, "R": 1, "P": pages, "B": pages}
 
 
-def _library_file(artifact: Artifact, target: str) -> Path | bytes:
-    name = artifact.targets[target]["library"]
-    content = artifact.files.get(name)
-    return content if isinstance(content, Path) else artifact.read(name)
+def _engine(artifact: Artifact, choice: Choice, threads: int) -> Engine:
+    if choice.device is None:
+        from .cpu.engine import CpuEngine
+
+        return CpuEngine(artifact, choice.target, threads)
+    from .gpu.engine import GpuEngine
+
+    return GpuEngine(artifact, choice.target, choice.device, text=choice.text)

@@ -1,43 +1,72 @@
-"""Which of an artifact's targets runs here, and why."""
+"""Which of an artifact's targets runs here, on which device, and why."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DiluError
 from .artifact import Artifact
 from .cpu.features import architecture, features
 
+if TYPE_CHECKING:
+    from .gpu.device import Device
 
-def choose_target(artifact: Artifact, wanted: str | None = None) -> tuple[str, str]:
-    """Return the name of the best target that this machine can run, and why it is that one.
 
-    `wanted` asks for one by name, or for the best of a family (`cpu`). Raises DiluError, listing
-    what the artifact has, where nothing fits.
+@dataclass(frozen=True)
+class Choice:
+    """The target to run, why it is that one, and the device (None: the CPU).
+
+    `text`: the device takes the target's code as text only, which its driver compiles.
+    """
+
+    target: str
+    reason: str
+    device: Device | None = None
+    text: bool = False
+
+
+def choose_target(
+    artifact: Artifact, wanted: str | None = None, device: str | Device | None = None
+) -> Choice:
+    """Return the best target that this machine can run.
+
+    `wanted` asks for one by name, or for the best of a family (`cpu`, `cuda`); `device` says where
+    it has to run. With neither, a GPU is taken where a target fits one, else the CPU. Raises
+    DiluError, listing what the artifact has, where nothing fits.
     """
     table = artifact.targets
     asked = [n for n in table if wanted in (None, n, n.partition(":")[0])]
     if not asked:
         raise DiluError(
             f"the artifact {artifact.name} has no target {wanted!r}",
-            hint=f"it has: {', '.join(table)}; {_how_to_add(artifact)}",
+            hint=f"it has: {', '.join(table)}; {how_to_add(artifact, 'cpu')}",
         )
-    obstacles = {name: obstacle(table[name]) for name in asked}
-    fitting = [name for name in asked if obstacles[name] is None]
-    if not fitting:
-        why = "; ".join(f"{name} {reason}" for name, reason in obstacles.items())
-        raise DiluError(
-            f"no target of {artifact.name} runs on this machine: {why}", hint=_how_to_add(artifact)
-        )
-    best = max(fitting, key=lambda name: len(table[name].get("requires", ())))
-    if wanted == best:
-        return best, "it was asked for"
-    needs = ", ".join(table[best].get("requires", ())) or "nothing special"
-    return best, f"the best of {', '.join(table)} that runs here (needs {needs})"
+    gpus = [name for name in asked if is_gpu(table[name])]
+    if device == "cpu":
+        asked = [name for name in asked if name not in gpus]
+        if not asked:
+            raise DiluError(
+                f"no target of {artifact.name} runs on the CPU: it has {', '.join(table)}",
+                hint=how_to_add(artifact, "cpu"),
+            )
+    elif device is not None or gpus:
+        from .gpu.choose import choose_device  # only here: it looks for drivers
+
+        choice = choose_device(artifact, gpus, device, named=wanted is not None)
+        if isinstance(choice, Choice):
+            return choice
+        return _choose_cpu(artifact, [n for n in asked if n not in gpus], wanted, choice)
+    return _choose_cpu(artifact, asked, wanted, {})
+
+
+def is_gpu(target: dict[str, Any]) -> bool:
+    """Return whether a target's kernels run on a device of their own."""
+    return "program" in target
 
 
 def obstacle(target: dict[str, Any]) -> str | None:
-    """Return what keeps this machine from running a target, or None."""
+    """Return what keeps this machine's CPU from running a target, or None."""
     if not target.get("library"):
         return "has no machine code"
     built_for = target.get("architecture")
@@ -47,7 +76,28 @@ def obstacle(target: dict[str, Any]) -> str | None:
     return f"needs {', '.join(missing)}, which this processor lacks" if missing else None
 
 
-def _how_to_add(artifact: Artifact) -> str:
+def how_to_add(artifact: Artifact, target: str) -> str:
+    """Return the command that adds a target to an artifact."""
     source = artifact.manifest.get("options", {}).get("source") or "MODEL"
     kept = " ".join(f"--target {name}" for name in artifact.targets)
-    return f"add one that fits: dilu compile {source} {kept} --target cpu"
+    return f"add one that fits: dilu compile {source} {kept} --target {target}"
+
+
+def _choose_cpu(
+    artifact: Artifact, asked: list[str], wanted: str | None, others: dict[str, str]
+) -> Choice:
+    """Choose among targets of the CPU. `others`: what stands in the way of those that are not."""
+    table = artifact.targets
+    obstacles = others | {name: obstacle(table[name]) for name in asked}
+    fitting = [name for name in asked if obstacles[name] is None]
+    if not fitting:
+        why = "; ".join(f"{name} {reason}" for name, reason in obstacles.items())
+        raise DiluError(
+            f"no target of {artifact.name} runs on this machine: {why}",
+            hint=how_to_add(artifact, "cpu"),
+        )
+    best = max(fitting, key=lambda name: len(table[name].get("requires", ())))
+    if wanted == best:
+        return Choice(best, "it was asked for")
+    needs = ", ".join(table[best].get("requires", ())) or "nothing special"
+    return Choice(best, f"the best of {', '.join(table)} that runs here (needs {needs})")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import numpy as np
 
 from .. import knobs
 from ..errors import DiluError, Loc
-from . import machine
 from .arrays import storage
 from .artifact import Artifact
 from .fingerprint import fingerprint
@@ -32,6 +32,7 @@ class Weights:
         require_bound(artifact)
         self._views: list[np.ndarray] = []
         self._maps: list[mmap.mmap] = []
+        self._constants: dict[str, dict[str, Any]] = artifact.manifest["constants"]
         files = artifact.manifest["files"]
         for index in range(len(files)):
             progress("map weights", index, len(files))
@@ -46,6 +47,13 @@ class Weights:
     def table(self, name: str) -> np.ndarray:
         """Return u64[pieces]: the addresses of a constant's pieces, row-major over its grid."""
         return self._tables[name]
+
+    def pieces(self, name: str) -> Iterator[np.ndarray]:
+        """Yield u8[n] for each piece of a constant, in the order of its table."""
+        from .bundle import places
+
+        for file, offset, nbytes in places(self._constants[name]):
+            yield self._views[file][offset : offset + nbytes]
 
     def close(self) -> None:
         """Unmap the files; the tables must not be used afterwards."""
@@ -98,15 +106,18 @@ def weight_bytes(artifact: Artifact) -> int:
     return sum(size for _, _, size in {place for c in constants for place in places(c)})
 
 
-def require_memory(needed: dict[str, int]) -> None:
-    """Raise DiluError where the sum of `needed` (what for → bytes) is more than is free."""
-    free = machine.available_memory()
+def require_memory(needed: dict[str, int], free: int | None, where: str = "") -> None:
+    """Raise DiluError where the sum of `needed` (what for → bytes) is more than is free.
+
+    `where` ends the message, such as " on cuda:0". None for `free` says that it is not known.
+    """
     total = sum(needed.values())
     if free is None or total <= free or knobs.ALLOW_OVERCOMMIT.get():
         return
     parts = ", ".join(f"{what} {megabytes(size)}" for what, size in needed.items() if size)
     raise DiluError(
-        f"not enough memory: {megabytes(total)} needed ({parts}), {megabytes(free)} available",
+        f"not enough memory: {megabytes(total)} needed ({parts}), "
+        f"{megabytes(free)} available{where}",
         hint="free some memory, ask for fewer tokens, or set DILU_ALLOW_OVERCOMMIT=1 to try anyway",
     )
 

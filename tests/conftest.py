@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["toy"]  # the artifact made by hand
+pytest_plugins = ["toy", "fake_gpu"]  # artifacts made by hand, and a driver without a device
 
 GOLDEN = Path(__file__).parent / "golden"
 

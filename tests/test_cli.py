@@ -324,8 +324,10 @@ def test_version(run):
 
 def test_targets(run):
     lines = run("targets").out.splitlines()
-    assert [line.split()[0] for line in lines][:2] == ["null", "cpu:baseline"]
+    assert [line.split()[0] for line in lines[1:3]] == ["null", "cpu:baseline"]
     assert sum("this machine" in line for line in lines) == 1
+    devices = lines[lines.index("devices here") + 1 :]
+    assert devices[0].startswith("  cpu ") and " cores" in devices[0]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,10 @@ def test_defaults():
         "DILU_CC": (),
         "DILU_CFLAGS": (),
         "DILU_ALLOW_OVERCOMMIT": False,
+        "DILU_GPU_LIBRARY": None,
+        "DILU_GPU_GRAPHS": True,
+        "DILU_GPU_SYNC": False,
+        "DILU_TRITON_3_2": None,
     }
 
 
@@ -43,6 +47,9 @@ def test_defaults():
         (knobs.CC, "zig cc", ("zig", "cc")),
         (knobs.CFLAGS, "-g '-DA=b c'", ("-g", "-DA=b c")),
         (knobs.ALLOW_OVERCOMMIT, "true", True),
+        (knobs.GPU_LIBRARY, "/d/libcuda.so.1", Path("/d/libcuda.so.1")),
+        (knobs.GPU_GRAPHS, "0", False),
+        (knobs.GPU_SYNC, "1", True),
     ],
 )
 def test_value(knob, text, value, monkeypatch):

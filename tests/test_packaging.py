@@ -70,7 +70,7 @@ def test_every_dependency_is_pinned():
     names = {want.split(">")[0].split("[")[0].lower() for wants in lists for want in wants}
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pins = {line.split("==")[0].lower() for line in lines if "==" in line}
-    assert names - pins == {"dilu"}  # its extra `dev` includes its extra `compile`
+    assert names - pins == {"dilu"}  # its extra `dev` includes its others
 
 
 def test_the_wheel_holds_what_is_tracked(wheel, tracked):

@@ -187,7 +187,7 @@ def test_threads(toy, monkeypatch):
 def test_too_little_memory_is_said_before_loading(toy, monkeypatch):
     monkeypatch.setattr(machine, "available_memory", lambda: 1000)
     mapped = []
-    monkeypatch.setattr("dilu.runtime.session.Weights", lambda *a, **k: mapped.append(a))
+    monkeypatch.setattr("dilu.runtime.cpu.engine.Weights", lambda *a, **k: mapped.append(a))
     message = r"not enough memory: .* needed \(weights 1.1 kB, .*\), 1.0 kB available"
     with pytest.raises(DiluError, match=message) as caught:
         dilu.load(toy)

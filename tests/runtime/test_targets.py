@@ -4,7 +4,7 @@ import pytest
 
 from dilu.errors import DiluError
 from dilu.runtime import targets
-from dilu.runtime.targets import choose_target
+from dilu.runtime.targets import Choice, choose_target
 
 
 @pytest.fixture(autouse=True)
@@ -27,14 +27,16 @@ def artifact(toy):
 
 
 def test_the_best_that_runs(artifact):
-    name, why = choose_target(artifact)
-    assert name == "cpu:x86-64-v3"
-    assert "needs avx2, fma" in why
-    assert choose_target(artifact, "cpu")[0] == "cpu:x86-64-v3"
+    choice = choose_target(artifact)
+    assert choice.target == "cpu:x86-64-v3"
+    assert choice.device is None
+    assert "needs avx2, fma" in choice.reason
+    assert choose_target(artifact, "cpu").target == "cpu:x86-64-v3"
+    assert choose_target(artifact, device="cpu").target == "cpu:x86-64-v3"
 
 
 def test_the_one_that_was_asked_for(artifact):
-    assert choose_target(artifact, "cpu:baseline") == ("cpu:baseline", "it was asked for")
+    assert choose_target(artifact, "cpu:baseline") == Choice("cpu:baseline", "it was asked for")
 
 
 @pytest.mark.parametrize(

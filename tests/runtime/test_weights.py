@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from dilu.errors import DiluError
-from dilu.runtime import machine
 from dilu.runtime.artifact import Artifact
 from dilu.runtime.weights import Weights, megabytes, require_memory, weight_bytes
 
@@ -54,14 +53,21 @@ def test_a_checkpoint_larger_than_memory_is_refused_without_reading_it(toy, chec
 
 
 def test_memory(monkeypatch):
-    monkeypatch.setattr(machine, "available_memory", lambda: 3 << 30)
-    require_memory({"weights": 3 << 30})
-    with pytest.raises(
-        DiluError, match=r"4\.29 GB needed \(weights 3\.22 GB, cache 1\.07 GB\), 3\.22 GB available"
-    ):
-        require_memory({"weights": 3 << 30, "cache": 1 << 30, "working memory": 0})
-    monkeypatch.setattr(machine, "available_memory", lambda: None)
-    require_memory({"weights": 1 << 60})
+    monkeypatch.delenv("DILU_ALLOW_OVERCOMMIT", raising=False)
+    require_memory({"weights": 3 << 30}, 3 << 30)
+    message = r"4\.29 GB needed \(weights 3\.22 GB, cache 1\.07 GB\), 3\.22 GB available on x:0"
+    with pytest.raises(DiluError, match=message):
+        require_memory(
+            {"weights": 3 << 30, "cache": 1 << 30, "working memory": 0}, 3 << 30, " on x:0"
+        )
+    require_memory({"weights": 1 << 60}, None)
+
+
+def test_pieces_are_views_of_the_files(toy):
+    weights = Weights(toy)
+    pieces = [piece.view(np.float32).tolist() for piece in weights.pieces("w")]
+    assert pieces == [[1, 2, 3], [10, 20, 30]]
+    assert next(weights.pieces("w")).ctypes.data == weights.table("w")[0]
 
 
 def test_megabytes():

@@ -1,0 +1,1 @@
+"""The Triton target: emitter, kernel library, ahead-of-time compiler."""

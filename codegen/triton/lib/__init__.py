@@ -1,0 +1,1 @@
+"""Kernels in Triton, pasted into one module per target; nothing here is imported."""

@@ -1,0 +1,109 @@
+"""The engine of sessions on the CPU: mapped weights, numpy arrays, one native call per call.
+
+Invariant: nothing is copied that native code can read where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import DiluError
+from .. import machine
+from ..arrays import from_numpy, storage, to_numpy
+from ..artifact import Artifact
+from ..progress import Progress, silent
+from ..weights import Weights, weight_bytes
+from .driver import Library, addresses
+from .memory import zeros
+
+
+class CpuEngine:
+    """The library of a CPU target and the artifact's mapped weights."""
+
+    padded = False
+    where = ""
+
+    def __init__(self, artifact: Artifact, target: str, threads: int) -> None:
+        self.text = f"{threads} threads"
+        self.notes: list[str] = []
+        self.weight_bytes = weight_bytes(artifact)
+        self._artifact = artifact
+        self._functions: list[dict[str, Any]] = artifact.manifest["functions"]
+        self._weights: Weights | None = None
+        self._tables: list[list[np.ndarray]] = []
+        self._constants: list[np.ndarray] = []
+        self._library = Library(_library_file(artifact, target), threads)
+
+    def load(self, progress: Progress = silent) -> None:
+        self._weights = weights = Weights(self._artifact, progress=progress)
+        self._tables = [[weights.table(n) for n in f["constants"]] for f in self._functions]
+        self._constants = [addresses(tables) for tables in self._tables]
+
+    def available_memory(self) -> int | None:
+        """Return what is free; mapped weights count as free, since the system drops them."""
+        return machine.available_memory()
+
+    def arena_bytes(self, function: int, sizes: Mapping[str, int]) -> int:
+        return self._library.arena_bytes(function, self._order(function, sizes))
+
+    def argument(self, value: Any, dtype: str) -> tuple[np.ndarray, str]:
+        return to_numpy(value, dtype)
+
+    def on_device(self, array: Any) -> bool:
+        return False
+
+    def content(self, array: Any) -> np.ndarray:
+        return array
+
+    def result(self, array: Any, dtype: str, *, torch: bool) -> Any:
+        return from_numpy(array, dtype, torch=torch)
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> np.ndarray:
+        bits = storage(dtype)
+        return zeros(prod(shape) * bits.itemsize).view(bits).reshape(shape)
+
+    def keep(self, old: np.ndarray, new: np.ndarray) -> None:
+        common = tuple(slice(min(a, b)) for a, b in zip(old.shape, new.shape, strict=True))
+        new[common] = old[common]
+
+    def run(
+        self,
+        function: int,
+        sizes: Mapping[str, int],
+        parameters: Sequence[np.ndarray],
+        states: Sequence[np.ndarray],
+        shapes: Sequence[Sequence[int]],
+        *,
+        on_device: bool = False,
+    ) -> list[Any]:
+        if self._weights is None:
+            raise DiluError("the session is closed")
+        entries = self._functions[function]["results"]
+        results = [
+            np.empty(shape, storage(entry["dtype"]))
+            for shape, entry in zip(shapes, entries, strict=True)
+        ]
+        order, constants = self._order(function, sizes), self._constants[function]
+        self._library.run(function, order, parameters, states, constants, results)
+        return results
+
+    def close(self) -> None:
+        self._library.close()
+        weights, self._weights = self._weights, None
+        self._tables, self._constants = [], []
+        if weights is not None:
+            weights.close()
+
+    def _order(self, function: int, sizes: Mapping[str, int]) -> list[int]:
+        return [sizes[symbol] for symbol in self._functions[function]["symbols"]]
+
+
+def _library_file(artifact: Artifact, target: str) -> Path | bytes:
+    name = artifact.targets[target]["library"]
+    content = artifact.files.get(name)
+    return content if isinstance(content, Path) else artifact.read(name)
