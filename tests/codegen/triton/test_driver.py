@@ -32,9 +32,15 @@ def broken(x, n, BLOCK: tl.constexpr):
 """
 
 JOB = Job(
-    "product.32", "product", SOURCE,
-    (("x", "*fp16"), ("y", "*fp16"), ("out", "*fp32"), ("n", "i32")), (("BLOCK", 32),), frozenset({"x", "y", "out"}), what="matmul kernel p", requires_matrix=True,
-)  # fmt: skip
+    "product.32",
+    "product",
+    SOURCE,
+    (("x", "*fp16"), ("y", "*fp16"), ("out", "*fp32"), ("n", "i32")),
+    (("BLOCK", 32),),
+    frozenset({"x", "y", "out"}),
+    what="matmul kernel p",
+    requires_matrix=True,
+)
 BROKEN = Job("broken", "broken", SOURCE, (("x", "*fp32"), ("n", "i32")), (("BLOCK", 32),), what="b")
 
 
