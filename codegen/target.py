@@ -24,8 +24,8 @@ class Gpu:
     of the operands of matrix instructions. `decode`: how FP8 codes become numbers: `packed`
     (inline assembly, four at a time), `portable` (integer arithmetic) or `native` (conversion
     instructions). `matrix`: the opcodes of matrix instructions, one of which must stand in every
-    matrix product. `triton`: which installation of Triton compiles for it, "" being the one that
-    is imported.
+    matrix product. `programs`: how many at once keep it busy. `triton`: which installation of
+    Triton compiles for it, "" being the one that is imported.
     """
 
     backend: str
@@ -35,6 +35,7 @@ class Gpu:
     dot: DType
     decode: OneOf["packed", "portable", "native"]
     matrix: tuple[str, ...]
+    programs: int = 256
     triton: str = ""
 
 

@@ -30,7 +30,7 @@ from dilu.runtime.gpu.device import ALIGNMENT, DeviceInfo, KernelCode
 
 
 def interpreted_target(dot: DType = F32, name: str = "interpreter:0") -> Target:
-    gpu = Gpu("interpreter", name.partition(":")[2], 32, 1 << 20, dot, "portable", ())
+    gpu = Gpu("interpreter", name.partition(":")[2], 32, 1 << 20, dot, "portable", (), programs=4)
     return Target(
         name, language="triton", executable=False, activations=(F32, BF16, F16), keeps_rows=False,
         copies_weights=True, gpu=gpu,

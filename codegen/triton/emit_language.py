@@ -37,7 +37,7 @@ def emit_topk(step: TopK, frame: Frame, what: str) -> None:
 
 #: Up to so many tokens, what each sees is cut into parts that several programs walk.
 FEW_TOKENS = 16
-_PARTS = 16
+_MOST_PARTS = 16
 _ROWS = 16  # the least of a tile
 
 
@@ -45,7 +45,7 @@ def emit_attention(step: Attention, frame: Frame, what: str) -> None:
     """Add the launches of attention: for few tokens in parts, for many in tiles of tokens."""
     tokens, heads, _ = step.q.shape
     parts = [
-        frame.scratch_buffer(name, F32, (dim(few(tokens)), heads, _PARTS, *more))
+        frame.scratch_buffer(name, F32, (dim(few(tokens)), heads, _parts(step, frame.gpu), *more))
         for name, more in (("maxima", ()), ("totals", ()), ("sums", (step.value_dim,)))
     ]
     rows = None if isinstance(tokens, int) else Rows(tokens, 1, FEW_TOKENS)
@@ -54,6 +54,13 @@ def emit_attention(step: Attention, frame: Frame, what: str) -> None:
     rows = None if isinstance(tokens, int) else Rows(tokens, FEW_TOKENS + 1, None)
     if not isinstance(tokens, int) or tokens > FEW_TOKENS:
         _emit_tiles(step, frame, f"{what}many", rows)
+
+
+def _parts(step: Attention, gpu: Gpu) -> int:
+    """Return into how many parts what a token sees is cut, a power of two."""
+    heads, kv_heads = int(step.q.shape[1]), int(step.keys.shape[2])
+    programs = kv_heads * -(-heads // kv_heads // _ROWS)
+    return 1 << min(max(gpu.programs // programs, 2), _MOST_PARTS).bit_length() - 1
 
 
 def few(tokens: Dim) -> Dim:
@@ -68,7 +75,11 @@ def _emit_parts(
     w = Writer()
     names = [identifier(b.name) for b in (*_operands(step), *parts)]
     names.append(emit_index(step.pages.shape[1], {}))
-    constants = _constants(step, frame.gpu) | {"BH": "BH", "BN": "BN", "SPLITS": _PARTS}
+    constants = _constants(step, frame.gpu) | {
+        "BH": "BH",
+        "BN": "BN",
+        "SPLITS": _parts(step, frame.gpu),
+    }
     w.line(f"attention_split({', '.join(names)}, {_listed(constants)})")
     group = dim(sympy.sympify(heads) / kv_heads)
     block = max(1, min(_ROWS, int(group)))
@@ -77,11 +88,14 @@ def _emit_parts(
         for keys, stages in _key_tiles(step, frame)
     )
     blocks = f"{print_dim(kv_heads)} * (({print_dim(group)} + BH - 1) // BH)"
-    frame.launch(what, w, (tokens, blocks, _PARTS), variants, rows=rows)
+    frame.launch(what, w, (tokens, blocks, _parts(step, frame.gpu)), variants, rows=rows)
     w = Writer()
     names = [identifier(b.name) for b in (*parts, step.out)]
     width = power_of_two(step.value_dim)
-    w.line(f"attention_combine({', '.join(names)}, {step.value_dim}, {width}, {_PARTS})")
+    w.line(
+        f"attention_combine({', '.join(names)}, {step.value_dim}, {width},"
+        f" {_parts(step, frame.gpu)})"
+    )
     frame.launch(f"{what}_sum", w, (dim(tokens * heads), 1, 1), (Variant(),), rows=rows)
 
 

@@ -44,8 +44,9 @@ def emit_matmul(step: Matmul, frame: Frame, what: str) -> None:
     product = product_of(step, frame.gpu)
     for span in ranges(product, frame.gpu, step.M):
         parts: list[Buffer] = []
-        if span.name == "few" and splits(product) > 1:
-            parts = _parts_buffers(step, frame, splits(product))
+        cut = splits(product, frame.gpu) if span.name == "few" else 1
+        if cut > 1:
+            parts = _parts_buffers(step, frame, cut)
         _emit_product(step, frame, f"{what}{span.name}", span, parts)
         if parts:
             _emit_finish(step, frame, f"{what}{span.name}_sum", span, parts)

@@ -16,7 +16,6 @@ from .frame import Rows, Variant
 #: Rows of the smallest product of matrix instructions; up to so many are one tile.
 FEW = 16
 _SOME = 64
-_PROGRAMS = 256  # that keep a large GPU busy
 _LEAST_STEPS = 4  # along K, of a program that does a part of K
 
 
@@ -69,11 +68,11 @@ def grouped(product: Product, gpu: Gpu) -> list[Range]:
     ]
 
 
-def splits(product: Product) -> int:
+def splits(product: Product, gpu: Gpu) -> int:
     """Return into how many parts K is cut for few rows, so that there are programs enough."""
     tiles = -(-product.N // 64) * product.batch
     steps = -(-product.K // min(128, product.step))
-    wanted = min(_PROGRAMS // max(tiles, 1), steps // _LEAST_STEPS, 16)
+    wanted = min(gpu.programs // max(tiles, 1), steps // _LEAST_STEPS, 16)
     return 1 << max(wanted, 1).bit_length() - 1
 
 
