@@ -237,6 +237,7 @@ class _Pool:
         reply = _asked(process, json.dumps(request))
         if reply is None:
             process.kill()
+            process.wait()  # so that the next job sees that it is gone
             return Failure(job, "Triton aborted or took too long")
         outcome = json.loads(reply)
         if "error" in outcome:
