@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import sympy
 
 from ...errors import UnsupportedError
-from ...ir.dtypes import BF16, F32
+from ...ir.dtypes import BF16, F32, DType
 from ...ir.types import Dim, dim, numel, print_dim
 from ..kernel_ir import Attention, Buffer, TopK
 from ..target import Gpu
@@ -78,14 +80,15 @@ def _emit_parts(
     constants = _constants(step, frame.gpu) | {
         "BH": "BH",
         "BN": "BN",
+        "BC": "BC",
         "SPLITS": _parts(step, frame.gpu),
     }
     w.line(f"attention_split({', '.join(names)}, {_listed(constants)})")
     group = dim(sympy.sympify(heads) / kv_heads)
     block = max(1, min(_ROWS, int(group)))
     variants = tuple(
-        Variant((("BH", block), ("BN", keys)), 4, stages)
-        for keys, stages in _key_tiles(step, frame)
+        Variant((("BH", block), ("BN", keys), ("BC", chunk)), warps, 2)
+        for _, keys, chunk, warps in _tiles(step, frame.gpu).few
     )
     blocks = f"{print_dim(kv_heads)} * (({print_dim(group)} + BH - 1) // BH)"
     frame.launch(what, w, (tokens, blocks, _parts(step, frame.gpu)), variants, rows=rows)
@@ -100,19 +103,18 @@ def _emit_parts(
 
 
 def _emit_tiles(step: Attention, frame: Frame, what: str, rows: Rows | None) -> None:
-    tokens, heads, key_dim = step.q.shape
+    tokens, heads, _ = step.q.shape
     kv_heads = step.keys.shape[2]
     w = Writer()
     names = [identifier(b.name) for b in (*_operands(step), step.out)]
     names += [emit_index(tokens, {}), emit_index(step.pages.shape[1], {})]
-    constants = _constants(step, frame.gpu) | {"BT": "BT", "BH": "BH", "BN": "BN"}
+    constants = _constants(step, frame.gpu) | {"BT": "BT", "BH": "BH", "BN": "BN", "BC": "BC"}
     w.line(f"attention_prefill({', '.join(names)}, {_listed(constants)})")
     group = int(dim(sympy.sympify(heads) / kv_heads))
-    tile = 32 if int(key_dim) > 256 else 64
     block = 1 << min(group, _ROWS).bit_length() - 1
     variants = tuple(
-        Variant((("BT", tile // block), ("BH", block), ("BN", keys)), 4 if tile < 64 else 8, stages)
-        for keys, stages in _key_tiles(step, frame)
+        Variant((("BT", rows // block), ("BH", block), ("BN", keys), ("BC", chunk)), warps, 2)
+        for rows, keys, chunk, warps in _tiles(step, frame.gpu).many
     )
     grid = (
         f"({print_dim(tokens)} + BT - 1) // BT",
@@ -126,26 +128,46 @@ def _operands(step: Attention) -> list[Buffer]:
     return [step.q, step.keys, step.values, step.positions, step.sequence, step.pages]
 
 
-def _key_tiles(step: Attention, frame: Frame) -> list[tuple[int, int]]:
-    """Return how many keys are walked at a time, and in how many stages, the likeliest first."""
-    width = int(step.q.shape[2]) * step.keys.dtype.itemsize
-    sizes = [n for n in (64, 32, 16) if n * width * 2 <= frame.gpu.shared // 2] or [16]
-    return [(n, 2) for n in sizes[:2]]
+class _Tiles(NamedTuple):
+    """Tiles of the two forms, each as rows, keys, numbers of a chunk (0: all) and warps, the
+    likeliest first. The last of each takes little of everything, for targets that have less."""
+
+    few: tuple[tuple[int, int, int, int], ...]
+    many: tuple[tuple[int, int, int, int], ...]
+
+
+#: By whether operands are f32 and whether heads are wider than _WIDE, as what compiles for
+#: cuda:80 without spills: in f32 a tile takes three times the registers.
+_TILES = {
+    (False, False): _Tiles(((16, 64, 0, 4), (16, 32, 0, 4)), ((64, 64, 0, 8), (32, 32, 0, 4))),
+    (False, True): _Tiles(((16, 32, 64, 8), (16, 16, 64, 4)), ((64, 32, 64, 8), (16, 16, 64, 8))),
+    (True, False): _Tiles(((16, 32, 64, 8), (16, 16, 32, 4)), ((32, 64, 64, 8), (16, 16, 32, 4))),
+    (True, True): _Tiles(((16, 16, 64, 8), (16, 16, 32, 8)), ((32, 16, 64, 8), (16, 16, 32, 8))),
+}
+_WIDE = 256
+
+
+def _tiles(step: Attention, gpu: Gpu) -> _Tiles:
+    return _TILES[_operand(step, gpu) == F32, int(step.q.shape[2]) > _WIDE]
+
+
+def _operand(step: Attention, gpu: Gpu) -> DType:
+    """Return the type that is multiplied: the target's own where nothing is lost by it."""
+    own = gpu.dot == step.keys.dtype == step.q.dtype
+    return gpu.dot if own else F32
 
 
 def _constants(step: Attention, gpu: Gpu) -> dict[str, object]:
     """Return what is the same for all programs of a step."""
     _, heads, key_dim = step.q.shape
     same = step.values.name == step.keys.name
-    wide = F32 in (step.q.dtype, step.keys.dtype)
-    dot = F32 if wide or gpu.dot != step.keys.dtype else gpu.dot
     first, rest = _halves(int(key_dim))
     value_first, value_rest = _halves(step.value_dim)
     return {
         "HQ": heads, "HKV": step.keys.shape[2], "DK": key_dim, "DV": step.value_dim,
         "DVX": step.values.shape[3], "G": step.keys.shape[1],
         "SCALE": repr(step.scale), "WINDOW": step.window or 0, "SAME": same, "D1": first,
-        "D2": rest, "V1": value_first, "V2": value_rest, "DOT": TYPES[dot.name], "PARTS": 1,
+        "D2": rest, "V1": value_first, "V2": value_rest, "DOT": TYPES[_operand(step, gpu).name], "PARTS": 1,
         "PRECISION": f'"{_precision(gpu)}"',
     }  # fmt: skip
 

@@ -130,6 +130,15 @@ def inspected_text(asm, job):
     }
 
 
+def reason_of(error):
+    """Return what went wrong, the innermost cause first: Triton wraps errors once for each call."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    lines = [traceback.format_exception_only(type(e), e) for e in reversed(causes)]
+    return "\n".join("".join(text).strip() for text in lines)
+
+
 def main():
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no reply
@@ -140,7 +149,7 @@ def main():
         except BaseException as error:  # whatever a compiler raises is the job's outcome
             if isinstance(error, KeyboardInterrupt):
                 return
-            text = "".join(traceback.format_exception_only(type(error), error))
+            text = reason_of(error)
             reply = {"id": job["id"], "error": text, "kind": type(error).__name__}
         print(json.dumps(reply), file=replies, flush=True)
 

@@ -8,6 +8,9 @@ A head's DK numbers are read as D1 (the largest power of two in DK, at least 16)
 filled up to D2 (a power of two from 16, or 0); likewise the DV numbers of a value as V1 and V2.
 SAME: a value is the first DV numbers of its key; the tile of keys serves twice where V1 is D1.
 Operands of products have type DOT; queries and weights are sums of PARTS (1 or 2) of them.
+
+Queries stay in registers while keys pass, or, where BC is not 0, are read again for every step, BC
+numbers of queries and keys at a time: wide heads in f32 would not fit.
 """
 
 import triton
@@ -84,21 +87,62 @@ def attention_queries(
     DK: tl.constexpr,
     D1: tl.constexpr,
     D2: tl.constexpr,
+    BC: tl.constexpr,
     DOT: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Return the queries' first D1 numbers and the rest, each as an operand and what it lacks."""
-    x = attention_load(q, at, inside, 0, D1, DK)
+    """Return the queries' first D1 numbers and the rest, each as an operand and what it lacks;
+    where they are read in chunks, nothing of use."""
+    FIRST: tl.constexpr = D1 if BC == 0 else 16
+    x = attention_load(q, at, inside, 0, FIRST, DK)
     q1, low1, unused = parts_of(x, DOT, PARTS)
     q2, low2 = q1, low1
-    if D2 > 0:
+    if D2 > 0 and BC == 0:
         x = attention_load(q, at, inside, D1, D2, DK)
         q2, low2, unused = parts_of(x, DOT, PARTS)
     return q1, low1, q2, low2
 
 
 @triton.jit
+def attention_chunk(base, at, inside, first, DK: tl.constexpr, BC: tl.constexpr):
+    """Return BC numbers, from `first` on, of rows."""
+    number = first + tl.arange(0, BC)
+    if DK % BC == 0:
+        mask = inside[:, None]
+    else:
+        mask = inside[:, None] & (number < DK)[None, :]
+    return tl.load(base + (at[:, None] + number[None, :]), mask=mask, other=0.0)
+
+
+@triton.jit
+def attention_scores_chunked(
+    q,
+    q_at,
+    q_inside,
+    keys,
+    k_at,
+    k_inside,
+    scores,
+    DK: tl.constexpr,
+    BC: tl.constexpr,
+    DOT: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return the products of queries and keys, BC numbers at a time."""
+    for c in range(0, DK, BC):
+        x = attention_chunk(q, q_at, q_inside, c, DK, BC)
+        high, low, unused = parts_of(x, DOT, PARTS)
+        key = attention_operand(attention_chunk(keys, k_at, k_inside, c, DK, BC), DOT)
+        scores = attention_dot(high, low, tl.trans(key), scores, PARTS, PRECISION)
+    return scores
+
+
+@triton.jit
 def attention_walk(
+    q,
+    q_at,  # where the rows of queries begin
+    q_inside,
     q1,
     low1,
     q2,
@@ -129,6 +173,7 @@ def attention_walk(
     V1: tl.constexpr,
     V2: tl.constexpr,
     BN: tl.constexpr,
+    BC: tl.constexpr,
     DOT: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -147,12 +192,17 @@ def attention_walk(
         else:
             cell = tl.load(pages + place // G, mask=there, other=0) * G + place % G
         cell = cell * HKV + head
-        key = attention_operand(attention_load(keys, cell * DK, there, 0, D1, DK), DOT)
-        zero = tl.zeros((q1.shape[0], BN), tl.float32)
-        scores = attention_dot(q1, low1, tl.trans(key), zero, PARTS, PRECISION)
-        if D2 > 0:
-            rest = attention_operand(attention_load(keys, cell * DK, there, D1, D2, DK), DOT)
-            scores = attention_dot(q2, low2, tl.trans(rest), scores, PARTS, PRECISION)
+        scores = tl.zeros((highest.shape[0], BN), tl.float32)
+        if BC > 0:
+            scores = attention_scores_chunked(
+                q, q_at, q_inside, keys, cell * DK, there, scores, DK, BC, DOT, PARTS, PRECISION
+            )
+        else:
+            key = attention_operand(attention_load(keys, cell * DK, there, 0, D1, DK), DOT)
+            scores = attention_dot(q1, low1, tl.trans(key), scores, PARTS, PRECISION)
+            if D2 > 0:
+                rest = attention_operand(attention_load(keys, cell * DK, there, D1, D2, DK), DOT)
+                scores = attention_dot(q2, low2, tl.trans(rest), scores, PARTS, PRECISION)
         seen = (place[None, :] <= last[:, None]) & there[None, :]
         if WINDOW > 0:
             seen = seen & (place[None, :] >= first[:, None])
@@ -164,7 +214,7 @@ def attention_walk(
         highest = higher
         total = total * decay + tl.sum(weights, 1)
         p, low, unused = parts_of(weights, DOT, PARTS)
-        if SAME and V1 == D1 and DV >= V1:
+        if (SAME and V1 == D1) and (DV >= V1 and BC == 0):  # Triton 3.2 knows no longer chains
             value = key
         elif SAME:
             value = attention_operand(attention_load(keys, cell * DK, there, 0, V1, DV), DOT)
@@ -211,13 +261,14 @@ def attention_prefill(
     BT: tl.constexpr,
     BH: tl.constexpr,
     BN: tl.constexpr,
+    BC: tl.constexpr,
 ):
     """Compute BT tokens and BH heads. Grid: ceil(T / BT), HKV * ceil(HQ / HKV / BH).
 
     Later tokens, which see more, come first. The sequences that tokens of the tile belong to are
     walked one after the other; rows of other sequences see nothing meanwhile.
     """
-    BM: tl.constexpr = max(16, BT * BH)
+    BM: tl.constexpr = BT * BH if BT * BH > 16 else 16
     NONE: tl.constexpr = 0x7FFFFFFF
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head, token, head, inside = attention_rows(tl.program_id(1), HQ, HKV, BT, BH, BM)
@@ -228,7 +279,9 @@ def attention_prefill(
     alive = last >= 0
     first = tl.maximum(last - (WINDOW - 1), 0) if WINDOW > 0 else last * 0
     row = token.to(tl.int64) * HQ + head
-    q1, low1, q2, low2 = attention_queries(q, row * DK, inside, DK, D1, D2, DOT, PARTS)
+    q1, low1, q2, low2 = attention_queries(
+        q, row * DK, inside, DK, D1, D2, BC, DOT, PARTS
+    )
     sums1 = tl.zeros((BM, V1), tl.float32)
     sums2 = tl.zeros((BM, V2 if V2 > 0 else 16), tl.float32)
     highest = tl.full((BM,), float("-inf"), tl.float32)
@@ -240,9 +293,9 @@ def attention_prefill(
         end = tl.max(tl.where(own, last, -1), 0) + 1
         begin = tl.min(tl.where(own, first, NONE), 0)  # beyond the end where none is of s
         sums1, sums2, highest, total = attention_walk(
-            q1, low1, q2, low2, sums1, sums2, highest, total, first, tl.where(own, last, -1),
+            q, row * DK, inside, q1, low1, q2, low2, sums1, sums2, highest, total, first, tl.where(own, last, -1),
             keys, values, pages + tl.cast(s, tl.int64) * P, kv_head, begin // BN * BN, begin, end,
-            HKV, DK, DV, DVX, G, SCALE, WINDOW, SAME, D1, D2, V1, V2, BN, DOT, PARTS, PRECISION,
+            HKV, DK, DV, DVX, G, SCALE, WINDOW, SAME, D1, D2, V1, V2, BN, BC, DOT, PARTS, PRECISION,
         )  # fmt: skip
     inverse = tl.where(alive, 1.0 / total, 0.0)[:, None]
     attention_store(out, row * DV, inside, sums1 * inverse, 0, V1, DV)
@@ -280,6 +333,7 @@ def attention_split(
     PRECISION: tl.constexpr,
     BH: tl.constexpr,
     BN: tl.constexpr,
+    BC: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
     """Compute a part of what one token sees. Grid: T, HKV * ceil(HQ / HKV / BH), SPLITS.
@@ -287,7 +341,7 @@ def attention_split(
     A part is so many whole steps of BN; the last parts may be shorter, or empty: then the maximum
     is -inf, the total zero, and no sums are written.
     """
-    BM: tl.constexpr = max(16, BH)
+    BM: tl.constexpr = BH if BH > 16 else 16
     token = tl.program_id(0)
     part = tl.program_id(2)
     kv_head, unused, head, inside = attention_rows(tl.program_id(1), HQ, HKV, 1, BH, BM)
@@ -299,15 +353,17 @@ def attention_split(
     start += part * share
     end = tl.minimum(start + share, last + 1)
     row = tl.cast(token, tl.int64) * HQ + head
-    q1, low1, q2, low2 = attention_queries(q, row * DK, inside, DK, D1, D2, DOT, PARTS)
+    q1, low1, q2, low2 = attention_queries(
+        q, row * DK, inside, DK, D1, D2, BC, DOT, PARTS
+    )
     lanes = tl.zeros((BM,), tl.int32)
     sums1, sums2, highest, total = attention_walk(
-        q1, low1, q2, low2,
+        q, row * DK, inside, q1, low1, q2, low2,
         tl.zeros((BM, V1), tl.float32), tl.zeros((BM, V2 if V2 > 0 else 16), tl.float32),
         tl.full((BM,), float("-inf"), tl.float32), tl.zeros((BM,), tl.float32),
         lanes + first, lanes + last,
         keys, values, pages + owner * P, kv_head, start, tl.maximum(start, first), end,
-        HKV, DK, DV, DVX, G, SCALE, WINDOW, SAME, D1, D2, V1, V2, BN, DOT, PARTS, PRECISION,
+        HKV, DK, DV, DVX, G, SCALE, WINDOW, SAME, D1, D2, V1, V2, BN, BC, DOT, PARTS, PRECISION,
     )  # fmt: skip
     at = row * SPLITS + part
     tl.store(maxima + at, highest, mask=inside)

@@ -103,12 +103,12 @@ def add_dots(
 ):
     """Add the products of parts that matter: those whose numbers add up to less than the larger
     count of parts."""
-    MOST: tl.constexpr = max(W, X)
+    MOST: tl.constexpr = W if W > X else X
     if X > 2:
         sums = tl.dot(x2, w0, sums, input_precision=PRECISION)
     if W > 2:
         sums = tl.dot(x0, w2, sums, input_precision=PRECISION)
-    if X > 1 and W > 1 and MOST > 2:
+    if (X > 1 and W > 1) and MOST > 2:
         sums = tl.dot(x1, w1, sums, input_precision=PRECISION)
     if X > 1:
         sums = tl.dot(x1, w0, sums, input_precision=PRECISION)

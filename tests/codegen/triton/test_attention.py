@@ -21,7 +21,8 @@ class Case:
     """Lengths of sequences, how many of each one's last tokens are computed, and how.
 
     `heads`: query heads, key heads, their numbers, numbers of a value row and of a value.
-    `splits` 0: the form for many tokens. `order`: of the tokens, the sequences' own or shuffled.
+    `chunk`: numbers of heads that are read at a time, 0: all. `splits` 0: the form for many tokens.
+    `order`: of the tokens, the sequences' own or shuffled.
     """
 
     heads: tuple[int, int, int, int, int]
@@ -30,6 +31,7 @@ class Case:
     window: int = 0
     same: bool = False
     tile: tuple[int, int, int] = (4, 4, 16)
+    chunk: int = 0
     splits: int = 0
     order: str = "own"
     q: str = "float32"
@@ -51,6 +53,8 @@ CASES = {
     "window_splits": Case((8, 2, 48, 32, 32), window=18, splits=2, page=16),
     "latent": Case((20, 1, 80, 80, 64), same=True, tile=(2, 16, 16)),
     "latent_splits": Case((20, 1, 80, 80, 64), same=True, tile=(1, 16, 16), splits=4),
+    "chunks": Case((20, 1, 80, 80, 64), same=True, tile=(2, 16, 16), chunk=32),
+    "chunks_splits": Case((8, 2, 72, 48, 40), tile=(1, 4, 16), chunk=32, splits=4),
     "same_part": Case((6, 1, 48, 48, 24), same=True, tile=(4, 8, 16)),
     "splits": Case((8, 2, 40, 40, 40), splits=4),
     "more_splits_than_keys": Case((4, 2, 16, 16, 16), ((1, 1), (3, 2), (17, 1)), splits=8),
@@ -86,8 +90,8 @@ def constants(case: Case) -> dict[str, object]:
         "WINDOW": case.window, "SAME": case.same, "D1": d1, "D2": d2, "V1": v1, "V2": v2,
         "DOT": getattr(tl, case.dot), "PARTS": case.parts, "PRECISION": "ieee",
     }  # fmt: skip
-    more = {"BH": bh, "BN": bn, "SPLITS": case.splits} if case.splits else {}
-    return found | (more or {"BT": bt, "BH": bh, "BN": bn})
+    more = {"BH": bh, "BN": bn, "BC": case.chunk, "SPLITS": case.splits} if case.splits else {}
+    return found | (more or {"BT": bt, "BH": bh, "BN": bn, "BC": case.chunk})
 
 
 def tokens(case: Case, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -172,7 +176,7 @@ def compile_both(module, target: str) -> dict[str, int]:
     cases = {
         "attention_prefill": Case((8, 2, 96, 96, 96), page=64, tile=(16, 4, 32), dot="bfloat16"),
         "attention_split": Case(
-            (16, 1, 576, 576, 512), page=64, same=True, tile=(1, 16, 32), splits=8, dot="bfloat16"
+            (16, 1, 576, 576, 512), page=64, same=True, tile=(1, 16, 32), chunk=64, splits=8, dot="bfloat16"
         ),
     }
     pointers = {"positions": "*i64", "sequence": "*i64", "pages": "*i64"}
