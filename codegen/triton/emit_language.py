@@ -141,14 +141,20 @@ class _Tiles(NamedTuple):
 _TILES = {
     (False, False): _Tiles(((16, 64, 0, 4), (16, 32, 0, 4)), ((64, 64, 0, 8), (32, 32, 0, 4))),
     (False, True): _Tiles(((16, 32, 64, 8), (16, 16, 64, 4)), ((64, 32, 64, 8), (16, 16, 64, 8))),
-    (True, False): _Tiles(((16, 32, 64, 8), (16, 16, 32, 4)), ((32, 64, 64, 8), (16, 16, 32, 4))),
+    (True, False): _Tiles(((16, 32, 64, 8), (16, 16, 32, 4)), ((32, 32, 64, 8), (16, 16, 32, 8))),
     (True, True): _Tiles(((16, 16, 64, 8), (16, 16, 32, 8)), ((32, 16, 64, 8), (16, 16, 32, 8))),
 }
 _WIDE = 256
 
 
 def _tiles(step: Attention, gpu: Gpu) -> _Tiles:
-    return _TILES[_operand(step, gpu) == F32, int(step.q.shape[2]) > _WIDE]
+    size = int(step.q.shape[2])
+    few, many = _TILES[_operand(step, gpu) == F32, size > _WIDE]
+    whole = [
+        tuple((rows, keys, chunk if chunk < size else 0, warps) for rows, keys, chunk, warps in t)
+        for t in (few, many)
+    ]
+    return _Tiles(*whole)
 
 
 def _operand(step: Attention, gpu: Gpu) -> DType:
@@ -167,7 +173,8 @@ def _constants(step: Attention, gpu: Gpu) -> dict[str, object]:
         "HQ": heads, "HKV": step.keys.shape[2], "DK": key_dim, "DV": step.value_dim,
         "DVX": step.values.shape[3], "G": step.keys.shape[1],
         "SCALE": repr(step.scale), "WINDOW": step.window or 0, "SAME": same, "D1": first,
-        "D2": rest, "V1": value_first, "V2": value_rest, "DOT": TYPES[_operand(step, gpu).name], "PARTS": 1,
+        "D2": rest, "V1": value_first, "V2": value_rest,
+        "DOT": TYPES[_operand(step, gpu).name], "PARTS": 1,
         "PRECISION": f'"{_precision(gpu)}"',
     }  # fmt: skip
 

@@ -77,7 +77,9 @@ def splits(product: Product, gpu: Gpu) -> int:
 
 
 def _few(p: Product, gpu: Gpu) -> tuple[Variant, ...]:
-    tiles = [(FEW, 64, 128, 4, 5), (FEW, 32, 128, 4, 6), (FEW, 128, 128, 8, 4)]
+    # Decoding in plain arithmetic takes registers, of which a thread of 32 has half a warp's of 64.
+    step = 64 if gpu.decode == "portable" and gpu.warp == 32 else 128
+    tiles = [(FEW, 64, step, 4, 5), (FEW, 32, step, 4, 6), (FEW, 128, step, 8, 4)]
     return _fitting(p, gpu, tiles)
 
 

@@ -279,9 +279,7 @@ def attention_prefill(
     alive = last >= 0
     first = tl.maximum(last - (WINDOW - 1), 0) if WINDOW > 0 else last * 0
     row = token.to(tl.int64) * HQ + head
-    q1, low1, q2, low2 = attention_queries(
-        q, row * DK, inside, DK, D1, D2, BC, DOT, PARTS
-    )
+    q1, low1, q2, low2 = attention_queries(q, row * DK, inside, DK, D1, D2, BC, DOT, PARTS)
     sums1 = tl.zeros((BM, V1), tl.float32)
     sums2 = tl.zeros((BM, V2 if V2 > 0 else 16), tl.float32)
     highest = tl.full((BM,), float("-inf"), tl.float32)
@@ -293,8 +291,9 @@ def attention_prefill(
         end = tl.max(tl.where(own, last, -1), 0) + 1
         begin = tl.min(tl.where(own, first, NONE), 0)  # beyond the end where none is of s
         sums1, sums2, highest, total = attention_walk(
-            q, row * DK, inside, q1, low1, q2, low2, sums1, sums2, highest, total, first, tl.where(own, last, -1),
-            keys, values, pages + tl.cast(s, tl.int64) * P, kv_head, begin // BN * BN, begin, end,
+            q, row * DK, inside, q1, low1, q2, low2, sums1, sums2, highest, total,
+            first, tl.where(own, last, -1), keys, values, pages + tl.cast(s, tl.int64) * P,
+            kv_head, begin // BN * BN, begin, end,
             HKV, DK, DV, DVX, G, SCALE, WINDOW, SAME, D1, D2, V1, V2, BN, BC, DOT, PARTS, PRECISION,
         )  # fmt: skip
     inverse = tl.where(alive, 1.0 / total, 0.0)[:, None]
@@ -353,9 +352,7 @@ def attention_split(
     start += part * share
     end = tl.minimum(start + share, last + 1)
     row = tl.cast(token, tl.int64) * HQ + head
-    q1, low1, q2, low2 = attention_queries(
-        q, row * DK, inside, DK, D1, D2, BC, DOT, PARTS
-    )
+    q1, low1, q2, low2 = attention_queries(q, row * DK, inside, DK, D1, D2, BC, DOT, PARTS)
     lanes = tl.zeros((BM,), tl.int32)
     sums1, sums2, highest, total = attention_walk(
         q, row * DK, inside, q1, low1, q2, low2,

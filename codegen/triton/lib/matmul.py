@@ -254,7 +254,7 @@ def product_tile(
         sums = sums * scale_of(w_scales + at, SCALE)
         if TWO:
             more = more * scale_of(v_scales + at, SCALE)
-    if FORMAT == "f8e4m3" and DOT == tl.float16 and DECODE != "native" and MODE != "each":
+    if (FORMAT == "f8e4m3" and DOT == tl.float16) and (DECODE != "native" and MODE != "each"):
         if not NAN:  # operands were 2^-8 of the weights
             sums = sums * 256.0
             more = more * 256.0

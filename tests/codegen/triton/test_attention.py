@@ -176,7 +176,13 @@ def compile_both(module, target: str) -> dict[str, int]:
     cases = {
         "attention_prefill": Case((8, 2, 96, 96, 96), page=64, tile=(16, 4, 32), dot="bfloat16"),
         "attention_split": Case(
-            (16, 1, 576, 576, 512), page=64, same=True, tile=(1, 16, 32), chunk=64, splits=8, dot="bfloat16"
+            (16, 1, 576, 576, 512),
+            page=64,
+            same=True,
+            tile=(1, 16, 32),
+            chunk=64,
+            splits=8,
+            dot="bfloat16",
         ),
     }
     pointers = {"positions": "*i64", "sequence": "*i64", "pages": "*i64"}
