@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from math import prod
 from pathlib import Path
 
 import torch
@@ -92,6 +93,22 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def matmul_weights(checkpoint: Path) -> tuple[int, int, int]:
+    """Return the weights a token is multiplied with, those of the head, and all their bytes."""
+    with open(checkpoint / "model.safetensors", "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header.pop("__metadata__", None)
+    count = head = size = 0
+    for name, entry in header.items():
+        if len(entry["shape"]) == 2 and "embed" not in name:
+            begin, end = entry["data_offsets"]
+            size += end - begin
+            weights = 0 if name.endswith("scale_inv") else prod(entry["shape"])
+            count += weights
+            head += weights if name.startswith("lm_head") else 0
+    return count, head, size
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from limits import fma_rate, read_bandwidth
+from random_checkpoint import matmul_weights
 
 PREFILL = 512
 CONTEXT = 128
@@ -92,22 +93,6 @@ def _resident() -> dict[str, int]:
     lines = Path("/proc/self/status").read_text().splitlines()
     found = {a: b for a, _, b in (line.partition(":") for line in lines) if a.startswith("Rss")}
     return {kind: int(size.split()[0]) * 1024 for kind, size in found.items()}
-
-
-def matmul_weights(checkpoint: Path) -> tuple[int, int, int]:
-    """Return the weights a token is multiplied with, those of the head, and all their bytes."""
-    with open(checkpoint / "model.safetensors", "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    header.pop("__metadata__", None)
-    count = head = size = 0
-    for name, entry in header.items():
-        if len(entry["shape"]) == 2 and "embed" not in name:
-            begin, end = entry["data_offsets"]
-            size += end - begin
-            weights = 0 if name.endswith("scale_inv") else int(np.prod(entry["shape"]))
-            count += weights
-            head += weights if name.startswith("lm_head") else 0
-    return count, head, size
 
 
 def main() -> None:
