@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -62,7 +63,10 @@ def export(module: torch.nn.Module, inputs: tuple[Any, ...], shapes: Any) -> Exp
 
 def functional(program: ExportedProgram) -> ExportedProgram:
     """Return the program without in-place operators; composite ones stay."""
-    return program.run_decompositions({})
+    with warnings.catch_warnings():
+        # torch copies its own deprecated objects, which is nothing a user could mend.
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
+        return program.run_decompositions({})
 
 
 def weight_of(tensor: torch.Tensor) -> Weight:
