@@ -14,6 +14,8 @@ from ..ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U
 #: The types every machine can hold and compute with (16-bit floats are computed in f32).
 ORDINARY: frozenset[DType] = frozenset({F64, F32, F16, BF16, I64, I32, I16, I8, U8, U16, U32, BOOL})
 
+_CODE = {"cuda": ("cubin", "ptx"), "hip": ("hsaco",)}
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -25,7 +27,10 @@ class Gpu:
     (inline assembly, four at a time), `portable` (integer arithmetic) or `native` (conversion
     instructions). `matrix`: the opcodes of matrix instructions, one of which must stand in every
     matrix product. `programs`: how many at once keep it busy. `triton`: which installation of
-    Triton compiles for it, "" being the one that is imported.
+    Triton compiles for it: "" is the one that is imported, a version one that is apart, an absolute
+    path a folder with a fork of it, and `packages` what pip installs there. `code`: which stages of
+    its Triton are kept, first what a device loads, then text that its driver compiles; no stage
+    after the last of them is run. `toolkit`: the version of whatever else makes the code.
     """
 
     backend: str
@@ -37,6 +42,14 @@ class Gpu:
     matrix: tuple[str, ...]
     programs: int = 256
     triton: str = ""
+    packages: str = "triton"
+    code: tuple[str, ...] = ()
+    toolkit: str = ""
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The stages that are kept, those of the devices that Triton itself knows by default."""
+        return self.code or _CODE.get(self.backend, ("binary",))
 
 
 @dataclass(frozen=True)

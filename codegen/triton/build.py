@@ -105,16 +105,17 @@ def _variant(
     run: Run, variant: Variant, binary: Binary, target: Target, files: dict[str, bytes]
 ) -> dict[str, Any]:
     assert target.gpu is not None
-    nvidia = target.gpu.backend == "cuda"
     base = f"{run.name}.{variant.label}"
-    file, text = f"{base}.{'cubin' if nvidia else 'hsaco'}", f"{base}.ptx"
+    kind, *texts = target.gpu.kept
+    file = f"{base}.{kind}"
     files[file] = binary.code
-    if nvidia and binary.text:
+    text = f"{base}.{texts[0]}" if texts and binary.text else None
+    if text is not None:
         files[text] = binary.text
     return {
         "constants": dict(variant.constants),
         "file": file,
-        "text": text if text in files else None,
+        "text": text,
         "symbol": binary.symbol,
         "threads": binary.threads,
         "shared": binary.shared,

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,11 @@ class Binary:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job has no machine code."""
+    """Why a job has no machine code. `stage`: which of Triton's it failed in, "" before all."""
 
     job: Job
     reason: str
+    stage: str = ""
 
 
 def compile_jobs(
@@ -102,7 +103,7 @@ def _judged(job: Job, outcome: Binary | Failure, target: Target) -> Binary | Fai
     """Refuse machine code that the target cannot run, or that lacks what it was made for."""
     assert target.gpu is not None
     if isinstance(outcome, Failure):
-        return Failure(job, outcome.reason)
+        return replace(outcome, job=job)
     if outcome.shared > target.gpu.shared:
         return Failure(job, f"{outcome.shared} bytes of shared memory, of {target.gpu.shared}")
     if job.requires_matrix and target.gpu.matrix and not outcome.instructions:
@@ -131,7 +132,9 @@ def _key(job: Job, gpu: Gpu, version: str) -> str:
     described = asdict(job) | {"name": "", "what": "", "aligned": sorted(job.aligned)}
     del described["source"], described["requires_matrix"]
     device = [gpu.backend, gpu.arch, gpu.warp, *gpu.matrix]
-    return cache_key([_FORMAT, version, json.dumps(device), json.dumps(described), job.source])
+    parts = [_FORMAT, version, json.dumps(device), json.dumps(described), job.source]
+    own = [gpu.toolkit, *gpu.code]
+    return cache_key(parts + own if any(own) else parts)
 
 
 def _packed(header: dict[str, Any], code: bytes, text: bytes) -> bytes:
@@ -232,7 +235,7 @@ class _Pool:
             "constants": job.constants, "aligned": sorted(job.aligned), "warps": job.warps,
             "stages": job.stages, "backend": self.gpu.backend, "arch": self.gpu.arch,
             "warp": self.gpu.warp, "matrix": self.gpu.matrix,
-            "keep": ["cubin", "ptx", "hsaco"],
+            "keep": self.gpu.kept,
         }  # fmt: skip
         reply = _asked(process, json.dumps(request))
         if reply is None:
@@ -241,16 +244,16 @@ class _Pool:
             return Failure(job, "Triton aborted or took too long")
         outcome = json.loads(reply)
         if "error" in outcome:
-            return Failure(job, outcome["error"])
+            return Failure(job, outcome["error"], outcome["stage"])
         return self._kept(key, job, outcome)
 
     def _kept(self, key: str, job: Job, outcome: dict[str, Any]) -> Binary:
         """Put an outcome into the cache."""
         files = {kind: Path(path).read_bytes() for kind, path in outcome["files"].items()}
-        code = files.get("cubin") or files.get("hsaco") or b""
+        code, *texts = (files[kind] for kind in self.gpu.kept)
         header = {name: outcome[name] for name in _HEADER}
         header["scratch_pointers"] = outcome["parameters"] - len(job.signature)
-        data = cached(key, ".kernel", lambda: _packed(header, code, files.get("ptx", b"")))
+        data = cached(key, ".kernel", lambda: _packed(header, code, b"".join(texts[:1])))
         return _unpacked(data)
 
 

@@ -1,5 +1,5 @@
-"""Where Triton is installed: the one beside dilu, and older ones apart for the devices that newer
-ones left behind. Nothing here imports it."""
+"""Where Triton is installed: the one beside dilu, older ones apart for the devices that newer ones
+left behind, and forks of it in folders of their own. Nothing here imports it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ def installation(target: Target) -> tuple[Path | None, str]:
     its version. Raises DiluError where it is missing."""
     assert target.gpu is not None
     wanted = target.gpu.triton
+    if Path(wanted).is_absolute():
+        return _fork(target, Path(wanted))
     version = imported_version()
     if not wanted or (version or "").startswith(f"{wanted}."):
         if version is None:
@@ -40,15 +42,36 @@ def installation(target: Target) -> tuple[Path | None, str]:
         return None, version
     places = folders(wanted)
     for place in places:
-        found = sorted(place.glob("triton-*.dist-info"))
-        if (place / "triton").is_dir() and found:
-            return place, found[-1].name.removeprefix("triton-").removesuffix(".dist-info")
+        found = version_in(place)
+        if found is not None:
+            return place, found
     raise DiluError(
         f"compiling for {target.name} needs Triton {wanted}, installed apart: newer ones have no"
         " matrix instructions for it",
         hint=f"pip install --no-deps --target {places[-1]} 'triton=={wanted}.*', or set"
         f" {knobs.TRITON_OLD.name} to the folder where it is",
     )
+
+
+def _fork(target: Target, folder: Path) -> tuple[Path, str]:
+    assert target.gpu is not None
+    version = version_in(folder)
+    if version is None:
+        raise DiluError(
+            f"compiling for {target.name} needs a Triton of its own, which is not in {folder}",
+            hint=f"pip install --no-deps --target {folder} {target.gpu.packages}",
+        )
+    return folder, version
+
+
+def version_in(folder: Path) -> str | None:
+    """Return the version of the Triton in a folder, with the name of a distribution that brings it
+    under another: `3.2.0 (triton-ascend)`. None where there is no Triton."""
+    for found in metadata.distributions(path=[str(folder)]):
+        if any(file.as_posix() == "triton/__init__.py" for file in found.files or ()):
+            name = found.metadata["Name"]
+            return found.version if name == "triton" else f"{found.version} ({name})"
+    return None
 
 
 def describe_installation(target: Target) -> str:

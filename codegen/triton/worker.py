@@ -1,7 +1,8 @@
 """The process that compiles: reads jobs as lines of JSON, writes outcomes as lines of JSON.
 
-It is run as a script by whichever Triton compiles for a target, from 3.2 on, and depends on
-nothing but that. A job's source lies in a file; machine code and assembly are written beside it.
+It is run as a script by whichever Triton compiles for a target, from 3.2 on, or a fork of it, and
+depends on nothing but that. A job's source lies in a file; machine code and assembly are written
+beside it.
 """
 
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -42,9 +43,59 @@ def source_of(fn, job):
         return ASTSource(fn=fn, signature=ordered, constexprs=places, attrs=attrs)
 
 
-def compile_job(job):
-    """Return the metadata of a compiled job, its files written."""
+class Done(BaseException):
+    """Ends Triton's compiling after the last stage that is kept; Triton catches no such thing."""
+
+
+def compiled(source, target, options, keep, begun):
+    """Return what the stages of Triton's compiler made, by their names, and its metadata.
+
+    Stages after the last of `keep` are not run: they may need tools that are not there. The names
+    of those that are run are added to `begun`.
+    """
     import triton
+    from triton.compiler.compiler import make_backend
+
+    backend = type(make_backend(target))
+    whole = backend.add_stages
+    kept = {}
+    notes = {}
+
+    def add_stages(self, stages, *rest):
+        whole(self, stages, *rest)
+        names = list(stages)
+        missing = [name for name in keep if name not in names]
+        if missing:
+            raise ValueError(f"there is no stage {missing[0]}, only {', '.join(names)}")
+        last = max(keep, key=names.index)
+        for name in names:
+            stages[name] = watched(name, stages[name], ends=name == last and last != names[-1])
+
+    def watched(name, stage, ends):
+        def run(module, metadata):
+            begun.append(name)
+            made = stage(module, metadata)
+            if name in keep:
+                kept[name] = made if isinstance(made, (str, bytes)) else str(made)
+            notes.update(metadata)
+            if ends:
+                raise Done
+            return made
+
+        return run
+
+    backend.add_stages = add_stages
+    try:
+        made = triton.compile(source, target=target, options=options)
+    except Done:
+        return kept, notes
+    finally:
+        backend.add_stages = whole
+    return made.asm, made.metadata._asdict()
+
+
+def compile_job(job, begun):
+    """Return the metadata of a compiled job, its files written."""
     from triton.backends.compiler import GPUTarget
 
     spec = importlib.util.spec_from_file_location("dilu_kernels", job["path"])
@@ -58,24 +109,20 @@ def compile_job(job):
         "enable_fp_fusion": True,
     }
     target = GPUTarget(job["backend"], job["arch"], job["warp"])
-    made = triton.compile(source_of(fn, job), target=target, options=options)
+    asm, metadata = compiled(source_of(fn, job), target, options, job["keep"], begun)
     files = {}
-    for kind, content in made.asm.items():
+    for kind, content in asm.items():
         if kind in job["keep"]:
             files[kind] = f"{job['path']}.{kind}"
             mode = "wb" if isinstance(content, bytes) else "w"
             with open(files[kind], mode) as out:
                 out.write(content)
-    found = (
-        inspected_cubin(files["cubin"], job) if "cubin" in files else inspected_text(made.asm, job)
-    )
-    metadata = made.metadata
-    warps = getattr(metadata, "num_warps", job["warps"])
+    found = inspected_cubin(files["cubin"], job) if "cubin" in files else inspected_text(asm, job)
     return {
         "files": files,
-        "symbol": getattr(metadata, "name", job["function"]),
-        "shared": int(metadata.shared),
-        "threads": int(warps) * job["warp"],
+        "symbol": metadata.get("name", job["function"]),
+        "shared": int(metadata.get("shared") or 0),
+        "threads": int(metadata.get("num_warps", job["warps"])) * job["warp"],
         **found,
     }
 
@@ -114,8 +161,8 @@ def inspected_cubin(path, job):
 
 def inspected_text(asm, job):
     """Return registers, spills and matrix instructions of AMD machine code, from its assembly;
-    of other devices' code, what can be counted in its text."""
-    text = asm.get("amdgcn", "")
+    of other devices' code, what can be counted in the texts that led to it."""
+    text = asm.get("amdgcn") or "\n".join(each for each in asm.values() if isinstance(each, str))
     found = {
         name: re.search(rf"\.{name}:\s+(\d+)", text) for name in ("vgpr_count", "vgpr_spill_count")
     }
@@ -144,13 +191,15 @@ def main():
     os.dup2(2, 1)  # what libraries print is no reply
     for line in sys.stdin:
         job = json.loads(line)
+        begun = []
         try:
-            reply = {"id": job["id"], **compile_job(job)}
+            reply = {"id": job["id"], **compile_job(job, begun)}
         except BaseException as error:  # whatever a compiler raises is the job's outcome
             if isinstance(error, KeyboardInterrupt):
                 return
             text = reason_of(error)
-            reply = {"id": job["id"], "error": text, "kind": type(error).__name__}
+            stage = begun[-1] if begun else ""
+            reply = {"id": job["id"], "error": text, "kind": type(error).__name__, "stage": stage}
         print(json.dumps(reply), file=replies, flush=True)
 
 
