@@ -26,7 +26,7 @@ import torch
 
 from dilu.codegen.target import Gpu, Target
 from dilu.ir.dtypes import BF16, F16, F32, DType
-from dilu.runtime.gpu.device import ALIGNMENT, DeviceInfo, KernelCode
+from dilu.runtime.gpu.device import ALIGNMENT, Device, DeviceInfo, KernelCode, open_device
 
 
 def interpreted_target(dot: DType = F32, name: str = "interpreter:0") -> Target:
@@ -38,6 +38,24 @@ def interpreted_target(dot: DType = F32, name: str = "interpreter:0") -> Target:
 
 
 INTERPRETED = interpreted_target()
+
+#: A real device (`cuda:0`) and a target of it (`cuda:80`) that tests use in the interpreter's
+#: place, where they are set: benchmarks/gpu/run.py checks hardware with the same tests.
+PLACE = os.environ.get("DILU_TEST_DEVICE")
+TARGET = os.environ.get("DILU_TEST_TARGET")
+
+
+def under_test(name: str = INTERPRETED.name) -> tuple[str, Device]:
+    """Return the target and the device to test: the interpreter's, unless a real one is set."""
+    if PLACE is None or TARGET is None:
+        return name, InterpretedDevice(name.partition(":")[2])
+    return TARGET, open_device(PLACE)
+
+
+def bound(interpreted: float) -> float:
+    """Return what relative error to allow: a real device's operands are sums of two 16-bit floats
+    where the interpreter's are f32."""
+    return interpreted if PLACE is None else max(interpreted, 1e-4)
 
 
 _TYPES = {
