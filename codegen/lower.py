@@ -242,7 +242,8 @@ def symbols_of(body: Function) -> set[str]:
 
 
 def _identifier(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)
+    name = "".join(c if c.isalnum() else "_" for c in name)
+    return f"_{name}" if name[:1].isdigit() else name  # a module in a Sequential is called 0
 
 
 # ------------------------------------------------------------------------------- calls

@@ -152,6 +152,14 @@ def test_integers_and_several_inputs():
     assert after.tolist() == [4, 1, 9, 4]
 
 
+def test_a_sequential_whose_modules_have_numbers_for_names():
+    torch.manual_seed(5)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 9), torch.nn.ReLU(), torch.nn.Linear(9, 5))
+    x = torch.randn(3, 12)
+    got = dilu.load(dilu.compile(model.eval(), (x,)))(x)
+    torch.testing.assert_close(torch.as_tensor(got), model(x), rtol=1e-6, atol=1e-6)
+
+
 def test_progress(module):
     steps = []
     dilu.compile(

@@ -155,7 +155,7 @@ class Plans:
         """Add a function, unless one that differs in names alone is there; return its number."""
         form = re.sub(rf"\b{launch.name}\b", "@", launch.text)
         for i, a in enumerate(launch.arguments):
-            form = re.sub(rf"\b{a.name}\b", f"#{i}", form)
+            form = re.sub(rf"(?<!\.)\b{a.name}\b", f"#{i}", form)  # and no `tl.exp` for `exp`
         loose = [i for i, a in enumerate(launch.arguments) if a.name not in aligned]
         types = [a.type for a in launch.arguments]
         key = json.dumps([form, types, loose, [v.label for v in launch.variants]])

@@ -12,7 +12,7 @@ from ...errors import UnsupportedError
 from ...ir.dtypes import BF16, BOOL, F16, F32, F64, DType
 from ...ir.types import Dim
 from ..index import FloorDiv, Remainder
-from ..kernel_ir import Apply, Buffer, compute_type
+from ..kernel_ir import Apply, Buffer, Literal, compute_type
 
 TYPES = {
     "f64": "tl.float64", "f32": "tl.float32", "f16": "tl.float16", "bf16": "tl.bfloat16",
@@ -26,12 +26,14 @@ POINTERS = {
     "f8e4m3": "*u8", "f8e5m2": "*u8", "f8e8m0": "*u8",
 }  # fmt: skip
 
-#: Words that a name of the graph must not shadow: modules, and functions of the library that
-#: generated text calls.
+#: Words that a name of the graph must not shadow: modules, constants of variants, and functions of
+#: the library that generated text calls.
 _RESERVED = frozenset(
-    "tl triton float range tuple sigmoid tanh erf sin cos power larger smaller float_mod int_mod"
-    " int_div int_power clamp_index ordered_f32 ordered_f64 as_f32 stored_as round_bf16"
-    " round_f16".split()
+    "tl triton float range tuple max BM BN BK BT BH BC SPLIT NAN sigmoid tanh erf sin cos power"
+    " larger smaller float_mod int_mod int_div int_power clamp_index ordered_f32 ordered_f64 as_f32"
+    " stored_as round_bf16 round_f16 decode_f8e4m3 decode_f8e5m2 decode_f8e8m0 encode_f8e4m3"
+    " encode_f8e5m2 tile_of product_tile count_assignments place_assignments silu gelu_tanh"
+    " attention_prefill attention_split attention_combine topk_rows".split()
 )
 
 
@@ -102,6 +104,19 @@ def _factors(e: Any) -> list[Any]:
 
 
 def emit_literal(value: float | int | bool, t: DType) -> str:
+    # Alone, Triton takes a float for f32, which holds these few of f64's numbers surely.
+    short = abs(value) < 1000 and float(value * 1024).is_integer()
+    if t == F64 and math.isfinite(value) and not short:
+        return typed_literal(value, t)
+    return _number(value, t)
+
+
+def typed_literal(value: float | int | bool, t: DType) -> str:
+    """Return Triton for a literal as a tensor, which functions of the library take it for."""
+    return f"tl.full((), {_number(value, t)}, {_type(t)})"
+
+
+def _number(value: float | int | bool, t: DType) -> str:
     if not t.is_float:
         return str(int(value))
     if math.isnan(value):
@@ -147,6 +162,11 @@ _ENCODERS = frozenset({"f8e4m3", "f8e5m2"})
 
 def emit_apply(e: Apply, args: list[str]) -> str:
     """Return Triton for an op of arguments whose text is known."""
+    if e.op == "pow" or all(isinstance(a, Literal) for a in e.args):
+        args = [
+            typed_literal(a.value, a.dtype) if isinstance(a, Literal) else text
+            for a, text in zip(e.args, args, strict=True)
+        ]
     if e.op == "where":
         return f"tl.where({', '.join(args)})"
     if e.op == "clamp":

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -143,17 +147,33 @@ def planned(text: str) -> Graph:
     return graph
 
 
-@pytest.fixture(name="reference")
+@cache
+def load_tests(path: str) -> ModuleType:
+    """Return the module of another file of tests in this folder, for the graphs that it has."""
+    file = Path(__file__).parent / path
+    spec = importlib.util.spec_from_file_location(f"graphs_of_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(name="load_tests", scope="session")
+def _load_tests() -> Callable[[str], ModuleType]:
+    return load_tests
+
+
+@pytest.fixture(name="reference", scope="session")
 def _reference() -> Callable[..., tuple[np.ndarray, ...]]:
     return reference
 
 
-@pytest.fixture(name="planned")
+@pytest.fixture(name="planned", scope="session")
 def _planned() -> Callable[[str], Graph]:
     return planned
 
 
-@pytest.fixture(name="random_inputs")
+@pytest.fixture(name="random_inputs", scope="session")
 def _random_inputs() -> Callable[..., list[np.ndarray]]:
     return random_inputs
 

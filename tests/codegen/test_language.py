@@ -8,6 +8,7 @@ import pytest
 from dilu.ir.dtypes import decode
 
 G, B, P = 4, 7, 3
+BOUND = 2e-6
 
 
 def attention_text(name: str, heads: str, model: str, window: str, value_dim: int) -> str:
@@ -72,7 +73,7 @@ def test_attention(compiled, reference, random_inputs):
         inputs[1:4] = batch(np.random.default_rng(0))
         got = decode(f.results[0].type.dtype, module.run(f.name, inputs, sizes)[0])
         want = reference(module.graph, f.name, inputs, sizes, wide=True)[0]
-        bound = 1e-2 if f.name == "half" else 2e-6
+        bound = 1e-2 if f.name == "half" else BOUND
         np.testing.assert_allclose(got, want, atol=bound, err_msg=f.name)
 
 

@@ -96,9 +96,9 @@ def power(x, y):
     magnitude = tl.exp(exponent * tl.log(tl.abs(base)))
     whole = tl.floor(exponent) == exponent
     odd = tl.floor(exponent * 0.5) * 2.0 != exponent
-    value = tl.where((base < 0) & odd, -magnitude, magnitude)
-    value = tl.where((base < 0) & (whole == 0), float("nan"), value)
-    return tl.where(exponent == 0, 1.0, value)
+    signed = tl.where(odd, -magnitude, magnitude)
+    signed = tl.where(whole, signed, float("nan"))
+    return tl.where(exponent == 0, 1.0, tl.where(base < 0, signed, magnitude))
 
 
 @triton.jit
@@ -137,9 +137,9 @@ def int_div(a, b):
 
 @triton.jit
 def int_power(base, exponent):
-    out = tl.full(base.shape, 1, tl.int64) if base.type.is_block() else tl.full((), 1, tl.int64)
-    base = base.to(tl.int64)
-    left = exponent.to(tl.int64)
+    base, left = base.to(tl.int64), exponent.to(tl.int64)
+    base, left = base + left * 0, left + base * 0  # of one shape
+    out = left * 0 + 1
     for _ in range(63):
         out = tl.where((left & 1) != 0, out * base, out)
         base = base * base

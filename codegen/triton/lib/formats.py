@@ -202,6 +202,7 @@ def portable_bf16(code):
     """Return e4m3 codes as bf16. No step has a subnormal that hardware might flush but the
     multiplication's own operand, and cutting off f32's low bits loses nothing."""
     wide = code.to(tl.int8, bitcast=True).to(tl.int32)
-    value = ((wide << 20) & -2021654528).to(tl.float32, bitcast=True) * 1.329227995784916e36
+    sparse = (wide << 20) & -2014314496  # 0x87F00000: sign, exponent and mantissa
+    value = sparse.to(tl.float32, bitcast=True) * 1.329227995784916e36
     high = (value.to(tl.int32, bitcast=True) >> 16).to(tl.int16)
     return high.to(tl.bfloat16, bitcast=True)
