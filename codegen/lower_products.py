@@ -217,6 +217,7 @@ def activations(region: Region, value: Value, shape: Shape) -> tuple[Buffer, Loo
     An argument of a type that the target's products read serves as it is; anything else is
     broadcast to `shape`, in f32 where its own type is none of those.
     """
+    value = _unwidened(region, value)
     dtype = region.readable(value.type.dtype)
     if value.type.shape == shape:
         direct = region.direct(value, dtype)
@@ -227,6 +228,17 @@ def activations(region: Region, value: Value, shape: Shape) -> tuple[Buffer, Loo
     nests = region.loops([Output(value, buffer)], body)
     assert len(nests) == 1
     return buffer, nests[0]
+
+
+def _unwidened(region: Region, value: Value) -> Value:
+    """Return `value` before it was cast to f32 from a type that products read themselves."""
+    node = region.producer(value)
+    while node is not None and node.op.name == "cast" and value.type.dtype == F32:
+        (source,) = node.inputs
+        if source.type.dtype not in region.target.activations:
+            break
+        value, node = source, region.producer(source)
+    return value
 
 
 def widened(body: Function, value: Value, shape: Shape, dtype: DType) -> tuple[Function, Value]:

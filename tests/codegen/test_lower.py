@@ -8,8 +8,9 @@ import pytest
 
 from dilu.codegen.kernel_text import print_kernel
 from dilu.codegen.lower import lower
-from dilu.codegen.targets import BASELINE
+from dilu.codegen.targets import BASELINE, find_target
 from dilu.errors import DiluError, Loc
+from dilu.ir.dtypes import BF16, F32
 from dilu.ir.text import parse_graph
 
 NORM = """graph planned
@@ -51,6 +52,29 @@ def test_kernel_ir(golden):
     kernels = [step.kernel for step in entry.plan.steps]
     golden("codegen/norm_product.kernels.txt", "\n".join(map(print_kernel, kernels)))
     assert entry.symbols == ("T",)
+
+
+@pytest.mark.parametrize(("target", "read"), [("cuda:80", BF16), ("cpu:baseline", F32)])
+@pytest.mark.parametrize("computed", [False, True])
+def test_activations_that_were_cast_to_f32(target, read, computed):
+    """Where products read bf16 they read what was cast, or have no more than it stored."""
+    graph = parse_graph(f"""graph planned
+        func @main(%x: bf16[T,64]) const(%w: f32[8,64]) {{
+          %y: f32[T,8] = kernel(%x, %w) {{kind="matmul", body=func @product(%x: bf16[T,64],
+            %w: f32[8,64]) {{
+            %t: bf16[T,64] = tanh(%x)
+            %c: f32[T,64] = cast({"%t" if computed else "%x"}) {{dtype=f32}}
+            %y: f32[T,8] = matmul(%c, %w) {{transpose_b=true}}
+            return %y
+          }}}}
+          return %y
+        }}""")
+    (entry,) = lower(graph, find_target(target)).entries
+    (launch,) = entry.plan.steps
+    (step,) = launch.kernel.steps
+    own = not computed and read == BF16
+    assert (step.a.dtype, step.a.space) == (read, "argument" if own else "scratch")
+    assert (step.prologue is None) == own
 
 
 def failing(node: str, loc: Loc | None = None, kind: str = "loops"):
