@@ -80,8 +80,7 @@ class InterpretedDevice:
     def __init__(self, arch: str = "0") -> None:
         self.info = DeviceInfo("interpreter", 0, "Triton's interpreter", arch, 1 << 34, "0", 1)
         self.memory: dict[int, np.ndarray] = {}
-        self.modules: dict[str, Any] = {}
-        self.launched: list[str] = []
+        self.modules: dict[bytes, Any] = {}
 
     def active(self) -> Any:
         return contextlib.nullcontext()
@@ -116,9 +115,10 @@ class InterpretedDevice:
         ctypes.memset(address, 0, nbytes)
 
     def load(self, code: KernelCode, *, text: bool) -> Any:
-        if code.source not in self.modules:
-            self.modules[code.source] = module_of(code.read(code.source).decode())
-        module = self.modules[code.source]
+        source = code.read(code.source)
+        if source not in self.modules:
+            self.modules[source] = module_of(source.decode())
+        module = self.modules[source]
         return getattr(module, code.symbol), module.SIGNATURES[code.symbol], code
 
     def prepare(self, kernel: Any, grid: Sequence[int], arguments: Sequence[int]) -> Any:
@@ -126,7 +126,6 @@ class InterpretedDevice:
 
     def launch(self, prepared: Any) -> None:
         function, types, code, grid, arguments = prepared
-        self.launched.append(code.name)
         given = [
             tensor_at(value, kind) if kind.startswith("*") else value
             for kind, value in zip(types, arguments, strict=False)
