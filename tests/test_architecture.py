@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("frontend", "ir", "passes", "codegen", "runtime")
+FOLDERS = ("frontend", "ir", "passes", "planner", "codegen", "runtime")
 FILES = sorted([*ROOT.glob("*.py"), *(f for d in FOLDERS for f in (ROOT / d).rglob("*.py"))])
 TREES = {file.relative_to(ROOT): ast.parse(file.read_text("utf-8")) for file in FILES}
 DEVICES = re.compile(
@@ -101,6 +101,15 @@ def test_passes_know_targets_but_no_emitters_and_no_runtime():
         return not within(module, "dilu.runtime", "dilu.frontend", "dilu.cli", "dilu.compiler")
 
     assert violations("passes", allowed, types=True) == []
+
+
+def test_the_planner_knows_no_graphs():
+    def allowed(module: str) -> bool:
+        ours = within(module, "dilu.planner", "dilu.errors", "dilu.knobs")
+        libraries = within(module, "numpy", "networkx")
+        return ours or libraries or module.split(".")[0] in sys.stdlib_module_names
+
+    assert violations("planner", allowed, types=True) == []
 
 
 def test_runtime_starts_without_the_compiler():

@@ -15,7 +15,7 @@ import dilu
 
 ROOT = Path(__file__).parent.parent
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-FOLDERS = ("frontend", "ir", "passes", "codegen", "runtime")
+FOLDERS = ("frontend", "ir", "passes", "planner", "codegen", "runtime")
 
 
 def sh(*command: str | Path, cwd: Path = ROOT) -> str:
