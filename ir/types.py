@@ -34,7 +34,20 @@ def dim(value: Dim) -> Dim:
     if isinstance(value, int):
         return value
     value = cast(sympy.Expr, sympy.expand(value))
+    if value.has(sympy.Max, sympy.Min):
+        value = _evaluated(value)
     return int(value) if value.is_Integer else value
+
+
+def _evaluated(value: sympy.Expr) -> sympy.Expr:
+    """Build an expression anew from its leaves until nothing changes: sympy leaves things such as
+    `Max(T, Min(2, 3))` where it merges arguments."""
+    while value.args:
+        again = sympy.expand(value.func(*(_evaluated(cast(sympy.Expr, a)) for a in value.args)))
+        if again == value:
+            break
+        value = cast(sympy.Expr, again)
+    return value
 
 
 def shape_of(dims: Iterable[Dim]) -> Shape:

@@ -8,6 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Time is no property of what is tested: a busy machine, or the first call, may take seconds.
+settings.register_profile("dilu", deadline=None)
+settings.load_profile("dilu")
 
 pytest_plugins = ["toy", "fake_gpu"]  # artifacts made by hand, and a driver without a device
 

@@ -53,7 +53,7 @@ def reshapes(draw):
     return rows, factors(draw, columns), factors(draw, columns)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(reshapes())
 def test_reshape(case):
     """The element of a reshape is the one at the same row-major position, T rows or not."""

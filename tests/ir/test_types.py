@@ -59,6 +59,7 @@ def test_text_of_a_size_denotes_it(size):
         (sympy.floor((T + 63) / 64) * 64, "64*((T + 63) // 64)"),
         (sympy.Max(T, S), "max(S, T)"),
         (T**2, "T*T"),
+        (sympy.Max(T, sympy.Min(2, 3, evaluate=False), evaluate=False), "max(2, T)"),
     ],
 )
 def test_text(size, text):

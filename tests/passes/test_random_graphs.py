@@ -199,7 +199,6 @@ STEPS = [
 ]  # fmt: skip
 EXACT = settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

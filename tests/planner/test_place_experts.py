@@ -29,7 +29,7 @@ def check(placement: ExpertPlacement, experts: int, ranks: int, slots: int) -> N
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_load_on_any_ranks(data):
     ranks = data.draw(st.integers(1, 9))
     experts = data.draw(st.integers(1, 40))

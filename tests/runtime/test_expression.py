@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dilu.errors import DiluError
@@ -72,7 +72,6 @@ def test_solve(text, value, found):
     assert solve(text, value, {"T": 5}) == found
 
 
-@settings(deadline=None)  # the compiler's first call imports sympy
 @given(st.integers(0, 10**6), st.integers(1, 100), st.integers(0, 100))
 def test_agrees_with_the_compiler(t, a, b):
     from dilu.ir.types import evaluate as wanted

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dilu.errors import DiluError
@@ -64,7 +64,6 @@ def test_a_seed_repeats():
     assert draws(0) == draws(0) != draws(1)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=50),
     st.floats(1e-3, 100),
