@@ -23,7 +23,8 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ if "--interpret" in sys.argv:
     import interpreted  # before Triton is imported
 
 import torch
-from checks import check_kernels, check_models
+from checks import Wrong, check_bundled, check_kernels, check_models
 from kernels import (
     Kernels,
     OurCalls,
@@ -208,7 +209,7 @@ class Bench:
         made.run(launches)
         error = float((y.double() - want).abs().max() / want.abs().max())
         if not error < BOUND:
-            raise SystemExit(f"wrong: {function} at {len(x)} rows is off by {error:.1e}")
+            failed(f"{function} at {len(x)} rows", Wrong(f"off by {error:.1e}"))
         return error
 
     def measure_experts(self) -> Iterator[Row]:
@@ -275,6 +276,27 @@ def finish(calls: dict[str, Any], once: bool) -> dict[str, Times]:
     return times
 
 
+FAILED: list[str] = []  # a device is not always at hand: the rest runs on
+
+
+def failed(what: str, error: BaseException) -> None:
+    FAILED.append(what)
+    say(f"FAILED {what}: {error}")
+
+
+def attempt(what: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a call returns, or note its failure and return None."""
+    start = time.perf_counter()
+    try:
+        found = call(*arguments)
+    except Exception as error:
+        if not isinstance(error, Wrong):
+            traceback.print_exc()
+        return failed(what, error)
+    say(f"{what}: {time.perf_counter() - start:.0f} s {found if isinstance(found, str) else ''}")
+    return found
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -330,8 +352,11 @@ def main() -> None:
     }
     if "checks" not in options.skip:
         result["checks"] = {
-            name: check_kernels(name, options) | check_models(name, options) for name in names
+            f"{check.__name__} {name}": attempt(f"{check.__name__} {name}", check, name, options)
+            for check in (check_bundled, check_kernels, check_models)
+            for name in names
         }
+        write(options.output, result)
     limits = measure_limits(place)
     result["limits"] = asdict(limits)
     rates = f"copy {limits.copy / 1e9:.0f} GB/s, bf16 {limits.matrix / 1e12:.1f} TFLOP/s"
@@ -342,13 +367,13 @@ def main() -> None:
     for section, rows in (("products", bench.measure_products), ("experts", bench.measure_experts)):
         if section in options.skip:
             continue
-        for row in rows():
-            print(line(row, limits, names[0]), flush=True)
-            result["rows"].append(asdict(row))
-            write(options.output, result)
+        attempt(section, record, rows(), limits, result, options.output)
     if "decode" not in options.skip:
         result["decode"] = [
-            measure_decode(name, graphs, options) for name in names for graphs in (True, False)
+            found
+            for name in names
+            for graphs in (True, False)
+            if (found := attempt(f"decode on {name}", measure_decode, name, graphs, options))
         ]
         for found in result["decode"]:
             share = found["nbytes"] / found["seconds"] / limits.copy
@@ -356,7 +381,17 @@ def main() -> None:
                 f"decode of {found['model']}, {found['target']}, graphs {found['graphs']}:"
                 f" {1 / found['seconds']:.1f} tok/s, {share:.0%} of copy"
             )
+    result["failed"] = FAILED
     write(options.output, result)
+    if FAILED:
+        raise SystemExit(f"failed: {', '.join(FAILED)}")
+
+
+def record(rows: Iterator[Row], limits: Limits, result: dict[str, Any], path: Path) -> None:
+    for row in rows:
+        print(line(row, limits, result["targets"][0]), flush=True)
+        result["rows"].append(asdict(row))
+        write(path, result)
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
