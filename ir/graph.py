@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 
 from ..errors import Loc
+from .mesh import Mesh
 from .op import Op
 from .types import Dim, TensorType
 from .weights import Weight
@@ -102,12 +103,13 @@ class Graph:
     """The functions of a program, what is true of them, and where their constants come from.
 
     `weights` binds the constants of the functions by name; it is no part of equality, since the
-    text form does not carry it.
+    text form does not carry it. A graph with a `mesh` is run by all its ranks together.
     """
 
     stage: str
     functions: tuple[Function, ...]
     weights: Mapping[str, Weight] = field(default_factory=dict, compare=False, repr=False)
+    mesh: Mesh | None = None
 
     def function(self, name: str) -> Function:
         return next(f for f in self.functions if f.name == name)

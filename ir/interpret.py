@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import DiluError
 from .dtypes import BF16, decode, round_to
-from .graph import Function, Graph, Value
+from .graph import Function, Graph, Node, Value
 from .ops.control import Call, Kernel
 from .types import evaluate
 from .weights import Weight
@@ -31,7 +31,7 @@ def interpret(
     """
     known = dict(sizes or {}) or bind_sizes(function, inputs)
     with np.errstate(all="ignore"):
-        return _Run(known, wide).function(function, tuple(inputs))
+        return Interpreter(known, wide).function(function, tuple(inputs))
 
 
 def bind_sizes(function: Function, inputs: Sequence[np.ndarray]) -> dict[str, int]:
@@ -46,54 +46,45 @@ def bind_sizes(function: Function, inputs: Sequence[np.ndarray]) -> dict[str, in
     return sizes
 
 
-class _Run:
+class Interpreter:
+    """Runs functions whose symbols have the given sizes."""
+
     def __init__(self, sizes: Mapping[str, int], wide: bool) -> None:
-        self.sizes = sizes
+        self.sizes = dict(sizes)
         self.wide = wide
 
     def function(self, function: Function, inputs: Arrays) -> Arrays:
-        values = {v.name: self.held(v, a) for v, a in zip(function.inputs, inputs, strict=True)}
+        values = self.scope(function, inputs)
         last = {v.name: n for n in function.nodes for v in n.inputs}
         keep = {v.name for v in function.outputs}
         for node in function.nodes:
             arguments = tuple(values[v.name] for v in node.inputs)
-            outputs = self.apply(node.op, arguments)
-            for value, array in zip(node.outputs, outputs, strict=True):
-                self.check(value, array)
-                values[value.name] = self.held(value, array)
+            self.define(values, node, self.apply(node.op, arguments))
             for value in node.inputs:
                 if last[value.name] is node and value.name not in keep:
                     values.pop(value.name, None)
         return tuple(values[v.name] for v in function.outputs)
 
+    def scope(self, function: Function, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Return the values that a function begins with, by name."""
+        return {v.name: self.held(v, a) for v, a in zip(function.inputs, inputs, strict=True)}
+
+    def define(self, values: dict[str, np.ndarray], node: Node, outputs: Arrays) -> None:
+        """Add what a node made to the values so far."""
+        for value, array in zip(node.outputs, outputs, strict=True):
+            self.check(value, array)
+            values[value.name] = self.held(value, array)
+
     def apply(self, op: object, arguments: Arrays) -> Arrays:
         if isinstance(op, Call):
-            return self.call(op, arguments)
+            runs = Runs(op, arguments)
+            for i in range(op.times):
+                runs.take(i, self.function(op.body, runs.inputs(i)))
+            return runs.outputs
         if isinstance(op, Kernel):
             return self.function(op.body, arguments)
         out = op.sized(self.sizes).reference(*arguments)  # type: ignore[attr-defined]
         return out if isinstance(out, tuple) else (out,)
-
-    def call(self, op: Call, arguments: Arrays) -> Arrays:
-        body = op.body
-        first, second = len(body.parameters), len(body.parameters) + len(body.states)
-        carried, rest = list(arguments[:first]), arguments[first:]
-        states = [np.array(a) for a in arguments[first:second]]
-        ranks = [v.type.rank for v in body.inputs[first:]]
-        for i in range(op.times):
-            parts = [a[i] if a.ndim > r else a for a, r in zip(rest, ranks, strict=True)]
-            parts[: len(states)] = [
-                s[i] if s.ndim > r else s for s, r in zip(states, ranks, strict=False)
-            ]
-            out = self.function(body, (*carried, *parts))
-            results, updates = out[: len(body.results)], out[len(body.results) :]
-            carried[: len(results)] = results
-            for s, (state, update) in enumerate(zip(states, updates, strict=True)):
-                if state.ndim > ranks[s]:
-                    state[i] = update
-                else:
-                    states[s] = update
-        return (*carried[: len(body.results)], *states)
 
     def held(self, value: Value, array: np.ndarray) -> np.ndarray:
         t = value.type.dtype
@@ -106,6 +97,36 @@ class _Run:
     def check(self, value: Value, array: np.ndarray) -> None:
         want = tuple(evaluate(d, self.sizes) for d in value.type.shape)
         assert array.shape == want, f"{value}: reference made {array.shape}, type says {want}"
+
+
+class Runs:
+    """What a call hands to each of its runs, and what becomes of it."""
+
+    def __init__(self, op: Call, arguments: Arrays) -> None:
+        body = op.body
+        first, second = len(body.parameters), len(body.parameters) + len(body.states)
+        self.results = len(body.results)
+        self.carried, self.rest = list(arguments[:first]), arguments[first:]
+        self.states = [np.array(a) for a in arguments[first:second]]
+        self.ranks = [v.type.rank for v in body.inputs[first:]]
+
+    def inputs(self, i: int) -> Arrays:
+        """Return the inputs of run `i`."""
+        pairs = zip((*self.states, *self.rest[len(self.states) :]), self.ranks, strict=True)
+        return (*self.carried, *(a[i] if a.ndim > rank else a for a, rank in pairs))
+
+    def take(self, i: int, out: Arrays) -> None:
+        """Keep what run `i` returned."""
+        self.carried[: self.results] = out[: self.results]
+        for s, update in enumerate(out[self.results :]):
+            if self.states[s].ndim > self.ranks[s]:
+                self.states[s][i] = update
+            else:
+                self.states[s] = update
+
+    @property
+    def outputs(self) -> Arrays:
+        return (*self.carried[: self.results], *self.states)
 
 
 def constant_values(graph: Graph, function: Function) -> Arrays:

@@ -9,7 +9,7 @@ from ..errors import Loc
 from .dtypes import DType
 from .graph import Function, Graph, Node, Value
 from .op import Op
-from .ops.control import Call
+from .ops.control import Subprogram
 from .ops.elementwise import Literal
 
 
@@ -110,7 +110,9 @@ def map_functions(graph: Graph, change: Callable[[Function], Function]) -> Graph
 
     def deep(function: Function) -> Function:
         nodes = tuple(
-            replace(n, op=replace(n.op, body=deep(n.op.body))) if isinstance(n.op, Call) else n
+            replace(n, op=replace(n.op, body=deep(n.op.body)))
+            if isinstance(n.op, Subprogram)
+            else n
             for n in function.nodes
         )
         return change(function if nodes == function.nodes else replace(function, nodes=nodes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-STAGES = ("captured", "normalized", "legalized", "fused", "planned")
+STAGES = ("captured", "normalized", "legalized", "sharded", "fused", "planned")
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,18 @@ class Stage:
     planned: bool = False
 
 
+#: Ops in which ranks of a mesh take part together.
+COLLECTIVES = frozenset({"routed"})
 _CODES = frozenset({"decode", "encode"})
 #: What a fused function consists of: kernels, calls, and views that cost nothing.
-_REGIONS = frozenset({"kernel", "call", "reshape"})
+_REGIONS = frozenset({"kernel", "call", "reshape"}) | COLLECTIVES
 
 SPECS: dict[str, Stage] = {
-    "captured": Stage(gone=_CODES | {"kernel"}),
-    "normalized": Stage(gone=_CODES | {"kernel"}),
-    "legalized": Stage(narrow_floats=False),  # kernels too: fusion makes them one by one
+    "captured": Stage(gone=_CODES | COLLECTIVES | {"kernel"}),
+    "normalized": Stage(gone=_CODES | COLLECTIVES | {"kernel"}),
+    # Kernels may stand here too: fusion makes them one by one.
+    "legalized": Stage(gone=COLLECTIVES, narrow_floats=False),
+    "sharded": Stage(narrow_floats=False),
     "fused": Stage(only=_REGIONS, narrow_floats=False),
     "planned": Stage(only=_REGIONS, narrow_floats=False, planned=True),
 }

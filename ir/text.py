@@ -1,6 +1,6 @@
 """The text form of graphs: one printer, one parser, `parse_graph(print_graph(g)) == g`.
 
-    graph    = "graph" stage function*
+    graph    = "graph" stage ["mesh" "string"] function*
     function = "func" "@"name "(" values ")" ["state" "(" values ")"] ["const" "(" values ")"] "{"
                node* "return" names ["update" names] ("arena" size ":" names)* "}"
     node     = values "=" op "(" names ")" ["{" attributes "}"]
@@ -24,6 +24,7 @@ import sympy
 from ..errors import DiluError
 from .dtypes import DTYPES, DType, dtype
 from .graph import Function, Graph, Node, Slot, Value
+from .mesh import parse_mesh
 from .op import OPS
 from .types import TensorType, parse_dim, print_dim
 
@@ -32,7 +33,8 @@ from .types import TensorType, parse_dim, print_dim
 
 def print_graph(graph: Graph, *, locations: bool = False) -> str:
     """Return the text of a graph; with `locations`, source lines as comments."""
-    parts = [f"graph {graph.stage}", *(print_function(f, locations) for f in graph.functions)]
+    mesh = f" mesh {json.dumps(str(graph.mesh))}" if graph.mesh else ""
+    parts = [f"graph {graph.stage}{mesh}", *(print_function(f, locations) for f in graph.functions)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -115,10 +117,11 @@ def parse_graph(text: str) -> Graph:
     parser = _Parser(text)
     parser.word("graph")
     stage = parser.next("word")
+    mesh = parse_mesh(json.loads(parser.next("string"))) if parser.accept("mesh") else None
     functions: list[Function] = []
     while not parser.done:
         functions.append(parser.function())
-    return Graph(stage, tuple(functions))
+    return Graph(stage, tuple(functions), mesh=mesh)
 
 
 class _Parser:

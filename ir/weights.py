@@ -28,19 +28,36 @@ class Piece:
     nbytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How a rank's part of a constant is chosen: along `axis` of the mesh it holds, of dimension
+    `dim` of the whole, the indices that the constant `placement`, `[…, ranks, slots]`, names."""
+
+    axis: str
+    dim: int
+    placement: str
+
+
 @dataclass(frozen=True)
 class Weight:
     """The binding of a constant.
 
     `grid` counts the leading dimensions that are spread over `pieces`. Exactly one of `pieces`
     and `data` is set; neither, when only the model's configuration was given. `data` holds raw
-    storage (`dtype.storage`) of the whole constant.
+    storage (`dtype.storage`) of the whole constant. With a `split`, `type` is what one rank has,
+    and `whole` what all have together, which pieces or data are of.
     """
 
     type: TensorType
     grid: int = 0
     pieces: tuple[Piece, ...] = ()
     data: np.ndarray | None = None
+    split: Split | None = None
+    whole_type: TensorType | None = None
+
+    @property
+    def whole(self) -> TensorType:
+        return self.whole_type or self.type
 
     @property
     def dtype(self) -> DType:
@@ -48,12 +65,12 @@ class Weight:
 
     @property
     def grid_shape(self) -> tuple[int, ...]:
-        return tuple(int(d) for d in self.type.shape[: self.grid])
+        return tuple(int(d) for d in self.whole.shape[: self.grid])
 
     @property
     def piece_shape(self) -> tuple[int, ...]:
-        return tuple(int(d) for d in self.type.shape[self.grid :])
+        return tuple(int(d) for d in self.whole.shape[self.grid :])
 
     @property
     def nbytes(self) -> int:
-        return int(self.type.nbytes)
+        return int(self.whole.nbytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..ir.graph import Function, Graph, Node, Value
-from ..ir.ops.control import Call, Kernel
+from ..ir.ops.control import Kernel, Subprogram
 from ..ir.rewrite import Builder, map_functions, rewrite_nodes
 
 
@@ -27,7 +27,7 @@ def _once(function: Function) -> Function:
     seen: dict[object, tuple[Value, ...]] = {}
 
     def rule(node: Node, _builder: Builder) -> tuple[Value, ...] | None:
-        if isinstance(node.op, (Call, Kernel)) or node.op.updates is not None:
+        if isinstance(node.op, (Subprogram, Kernel)) or node.op.updates is not None:
             return None
         # The text of an attribute tells 0.0 from -0.0, and 1 from 1.0 and true.
         attributes = repr(node.op.attributes())

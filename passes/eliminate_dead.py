@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..ir.graph import Function, Graph, Node
-from ..ir.ops.control import Call
+from ..ir.ops.control import Subprogram
 
 
 def eliminate_dead(graph: Graph) -> Graph:
@@ -39,7 +39,7 @@ def live_part(function: Function) -> Function:
     for node in reversed(function.nodes):
         if not any(v.name in live for v in node.outputs):
             continue
-        if isinstance(node.op, Call):
+        if isinstance(node.op, Subprogram):
             node = _live_call(node, node.op)
         nodes.append(node)
         live |= {v.name for v in node.inputs}
@@ -50,9 +50,10 @@ def live_part(function: Function) -> Function:
     )
 
 
-def _live_call(node: Node, call: Call) -> Node:
+def _live_call(node: Node, call: Subprogram) -> Node:
     body = live_part(call.body)
     kept = set(body.inputs)
-    pairs = zip(node.inputs, call.body.inputs, strict=True)
-    inputs = tuple(operand for operand, inside in pairs if inside in kept)
+    own, weights = node.inputs[: call.own], node.inputs[call.own :]
+    pairs = zip(weights, call.body.states + call.body.constants, strict=True)
+    inputs = (*own, *(operand for operand, inside in pairs if inside in kept))
     return replace(node, op=replace(call, body=body), inputs=inputs)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..errors import UnsupportedError
 from ..ir.graph import Function, Graph, Node
-from ..ir.ops.control import Call, Kernel
+from ..ir.ops.control import Kernel, Subprogram
 from ..ir.ops.index import Reshape
 from ..ir.ops.language import Attention, CacheUpdate, Experts
 from ..ir.ops.matmul import MatMul
@@ -36,7 +36,7 @@ def _single(function: Function) -> Function:
     regions = [
         Region(_kind(n), n.op.name, frozenset({key(n)}))
         for n in function.nodes
-        if not isinstance(n.op, (Kernel, Call, Reshape))
+        if not isinstance(n.op, (Kernel, Subprogram, Reshape))
     ]
     return cut_out(function, regions) if regions else function
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from .. import knobs
 from ..errors import DiluError
 from ..ir.graph import Function, Graph
-from ..ir.ops.control import Call
+from ..ir.ops.control import Subprogram
 from ..ir.text import print_graph
 from ..ir.verify import verify
 
@@ -55,7 +55,7 @@ def count_ops(graph: Graph) -> Counter[str]:
     def add(function: Function) -> None:
         for node in function.nodes:
             counts[node.op.name] += 1
-            if isinstance(node.op, Call):
+            if isinstance(node.op, Subprogram):
                 add(node.op.body)
 
     for function in graph.functions:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from ..errors import DiluError
 from ..ir.dtypes import DType
 from ..ir.graph import Graph
+from ..ir.mesh import Mesh
 from .absorb_mla import absorb_mla
 from .drop_unit_axes import drop_unit_axes
 from .eliminate_common import eliminate_common
@@ -24,6 +26,7 @@ from .hoist_take import hoist_take
 from .legalize_float8 import legalize_float8
 from .manager import Pass, PassRecord, pass_name, run_passes
 from .plan_memory import plan_memory
+from .shard_experts import Placing, shard_experts
 from .simplify_identities import simplify_identities
 from .sink_views import sink_views
 
@@ -39,8 +42,20 @@ class PassTarget(Protocol):
     def native(self) -> frozenset[DType]: ...
 
 
-def pipeline(target: PassTarget) -> dict[str, list[Pass]]:
+@dataclass(frozen=True)
+class Sharding:
+    """The ranks that run a graph together, and which experts each of them holds."""
+
+    mesh: Mesh
+    place: Placing
+
+
+def pipeline(target: PassTarget, sharding: Sharding | None = None) -> dict[str, list[Pass]]:
     """Return the passes in order of running, under the stage that they complete."""
+    sharded: dict[str, list[Pass]] = {}
+    if sharding is not None:
+        passes: list[Pass] = [partial(shard_experts, mesh=sharding.mesh, place=sharding.place)]
+        sharded = {"sharded": passes}
     return {
         "normalized": [
             absorb_mla,
@@ -58,6 +73,7 @@ def pipeline(target: PassTarget) -> dict[str, list[Pass]]:
             partial(legalize_float8, native=target.native),
             eliminate_common,
         ],
+        **sharded,
         "fused": [
             fuse_experts,
             fuse_matmul,
@@ -76,14 +92,15 @@ def compile_graph(
     target: PassTarget,
     *,
     passes: Sequence[ExtraPass] | None = None,
+    sharding: Sharding | None = None,
     on_pass: Callable[[str], None] | None = None,
 ) -> tuple[Graph, list[PassRecord]]:
     """Run the pipeline on a captured graph; return the planned graph and what every pass did.
 
-    `passes` are added to the list (see `ExtraPass`), `on_pass` hears the name of each before it
-    runs. Raises DiluError naming the pass that went wrong.
+    `passes` are added to the list (see `ExtraPass`), `sharding` divides the graph among
+    ranks, `on_pass` hears the name of each pass before it runs. Raises DiluError naming the pass that went wrong.
     """
-    return run_passes(graph, with_extra(pipeline(target), passes or ()), on_pass=on_pass)
+    return run_passes(graph, with_extra(pipeline(target, sharding), passes or ()), on_pass=on_pass)
 
 
 def with_extra(stages: dict[str, list[Pass]], extra: Sequence[ExtraPass]) -> dict[str, list[Pass]]:

@@ -9,7 +9,7 @@ import sympy
 
 from ..errors import DiluError, UnsupportedError
 from ..ir.graph import Function, Graph, Node, Slot, Value
-from ..ir.ops.control import Call, Kernel
+from ..ir.ops.control import Call, Kernel, Subprogram
 from ..ir.ops.index import BroadcastTo, Reshape
 from ..ir.rewrite import Builder, map_functions
 from ..ir.types import Dim, dim
@@ -215,7 +215,7 @@ def memory_summary(graph: Graph) -> list[FunctionMemory]:
         alone = dim(sum((aligned(life.value.type.nbytes) for life in lives(function)), 0))
         out.append(FunctionMemory(function.name, total, alone, function.arena))
         for node in function.nodes:
-            if isinstance(node.op, Call):
+            if isinstance(node.op, Subprogram):
                 add(node.op.body)
 
     for function in graph.functions:

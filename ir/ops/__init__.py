@@ -1,5 +1,14 @@
 """The ops, one family per file. Importing this package declares all of them."""
 
-from . import control, elementwise, index, language, matmul, quantize, reduce
+from . import collective, control, elementwise, index, language, matmul, quantize, reduce
 
-__all__ = ["control", "elementwise", "index", "language", "matmul", "quantize", "reduce"]
+__all__ = [
+    "collective",
+    "control",
+    "elementwise",
+    "index",
+    "language",
+    "matmul",
+    "quantize",
+    "reduce",
+]

@@ -7,8 +7,20 @@ from ..op import Op, expect, register
 from ..types import TensorType
 
 
+class Subprogram(Op):
+    """An op whose body is a list of kernels of its own. The body's states and constants are the
+    last operands, in order."""
+
+    body: Function
+
+    @property
+    def own(self) -> int:
+        """How many operands come before those that stand for the body's states and constants."""
+        return len(self.body.parameters)
+
+
 @register("call")
-class Call(Op):
+class Call(Subprogram):
     """Run `body` `times` times, feeding its results back to its first parameters.
 
     Operands are the body's parameters, states and constants. Parameters beyond the number of

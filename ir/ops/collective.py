@@ -1,0 +1,98 @@
+"""Ops in which ranks of a mesh take part together.
+
+All ranks run the same graph; what a collective makes on one rank depends on what the others of
+its group hold.
+
+Shapes: T tokens of this rank, H numbers of a token, k experts of a token, A assignments of tokens
+to experts that a rank works on at once, N ranks of a group, E experts held by a rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..dtypes import I64
+from ..graph import Function
+from ..mesh import AXES
+from ..op import expect, register
+from ..types import TensorType
+from .control import Subprogram
+
+
+@register("routed")
+class Routed(Subprogram):
+    """What `body` makes of every token for each of its experts, at a rank that holds the expert.
+
+    `x[T,H]`, `indices i64[T,k]`, `placement i64[N,E]` (the experts in the slots of every rank of
+    `axis`), then the body's constants → `[T,k,H]`. The body takes the rows that came to a rank,
+    `[A,H]`, and their slots, `i64[A,1]`, and returns `[A,H]`; it is run as often as it takes for
+    `capacity` rows at a time. Of several ranks that hold an expert, one is chosen by `replica_of`.
+    """
+
+    axis: str
+    capacity: int
+    body: Function
+
+    @property
+    def own(self) -> int:
+        return 3
+
+    def infer(
+        self, x: TensorType, indices: TensorType, placement: TensorType, *constants: TensorType
+    ) -> tuple[TensorType, ...]:
+        expect(self.axis in AXES, f"unknown axis {self.axis!r}")
+        ok = x.rank == 2 and indices.rank == 2 and indices.shape[:1] == x.shape[:1]
+        ok = ok and indices.dtype == I64 and placement.dtype == I64 and placement.rank == 2
+        expect(ok, f"routed: {x}, {indices} and {placement} do not fit")
+        expect(self.capacity > 0, "routed: the capacity is a number of rows")
+        body = self.body
+        expect(len(body.parameters) == 2 and not body.states, "routed: the body takes rows, slots")
+        rows, slots = (v.type for v in body.parameters)
+        ok = rows.with_shape(x.shape) == x and slots.dtype == I64
+        ok = ok and slots.shape == (rows.shape[0], 1) and [v.type for v in body.results] == [rows]
+        expect(ok, f"routed: the body maps {rows} and {slots} to rows like {x}")
+        fits = constants == tuple(c.type for c in body.constants)
+        expect(fits, f"routed: the constants do not fit @{body.name}")
+        return (x.with_shape((x.shape[0], indices.shape[1], x.shape[1])),)
+
+    def reference_ranks(
+        self,
+        inputs: Sequence[tuple[np.ndarray, ...]],
+        run: Callable[[int, tuple[np.ndarray, ...]], np.ndarray],
+    ) -> list[np.ndarray]:
+        """Return the output of every rank of a group, given the inputs of each.
+
+        `run(n, inputs)` runs the body on the n-th rank.
+        """
+        outputs = [np.zeros((*i.shape, x.shape[1]), x.dtype) for x, i, *_ in inputs]
+        for holder, (_, _, placement, *constants) in enumerate(inputs):
+            wanted = [
+                assignments_for(holder, source, indices, placement)
+                for source, (_, indices, *_) in enumerate(inputs)
+            ]
+            rows = np.concatenate([x[t] for (x, *_), (t, _, _) in zip(inputs, wanted, strict=True)])
+            slots = np.concatenate([slots for _, _, slots in wanted])
+            for first in range(0, len(rows), self.capacity):
+                part = slice(first, first + self.capacity)
+                rows[part] = run(holder, (rows[part], slots[part, None], *constants))
+            ends = np.cumsum([len(t) for t, _, _ in wanted])[:-1]
+            for out, (t, j, _), own in zip(outputs, wanted, np.split(rows, ends), strict=True):
+                out[t, j] = own
+        return outputs
+
+
+def assignments_for(
+    holder: int, source: int, indices: np.ndarray, placement: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (token, choice, slot) of what the `source`-th rank sends to the `holder`-th one."""
+    tokens, choices = np.nonzero(np.ones_like(indices, bool))
+    experts = np.clip(indices.reshape(-1), 0, placement.max())
+    own = np.full(placement.max() + 1, -1)
+    own[placement[holder]] = np.arange(placement.shape[1])
+    copies = np.bincount(placement.reshape(-1))[experts]
+    # The n-th copy of an expert is with the n-th rank that holds it.
+    number = np.bincount(placement[:holder].reshape(-1), minlength=len(own))[experts]
+    mine = (own[experts] >= 0) & ((tokens + source) % copies == number)
+    return tokens[mine], choices[mine], own[experts[mine]]
