@@ -106,6 +106,16 @@ def compile_command(
     config_only: Annotated[
         bool, typer.Option("--config-only", help="Compile without weights.")
     ] = False,
+    mesh: Annotated[
+        str | None,
+        typer.Option(help="Divide experts and sequences among processes: ep=8, or dp=2,ep=4."),
+    ] = None,
+    replicas: Annotated[
+        int, typer.Option(help="How many more experts all processes hold, copies of hot ones.")
+    ] = 0,
+    expert_load: Annotated[
+        Path | None, typer.Option(help="Place experts by this file of dilu run --record-load.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("-v", help="Say what is done and how long.")] = False,
 ) -> None:
     """Compile a model into an artifact."""
@@ -125,6 +135,9 @@ def compile_command(
             config_only=config_only,
             bundle=bundle,
             max_seq=max_seq,
+            mesh=mesh,
+            replicas=replicas,
+            expert_load=expert_load,
             progress=progress,
         )
         place = artifact.save(output or Path(f"{artifact.name}.dilu"), progress=progress)
@@ -155,9 +168,17 @@ def run(
         str | None,
         typer.Option(help="cpu, cuda, cuda:1, hip … [default: a GPU that a target fits, else cpu]"),
     ] = None,
+    record_load: Annotated[
+        Path | None,
+        typer.Option(help="Write how often tokens chose each expert (of a --mesh) to this file."),
+    ] = None,
     verbose: Annotated[bool, typer.Option("-v", help="Say what is loaded and how.")] = False,
 ) -> None:
-    """Generate text: it goes to standard output, the statistics follow on standard error."""
+    """Generate text: it goes to standard output, the statistics follow on standard error.
+
+    An artifact compiled with --mesh is run by as many processes:
+    torchrun --nproc-per-node 8 -m dilu run m.dilu --prompt "…"
+    """
     from .runtime.session import load
 
     with _progress(verbose) as progress:
@@ -175,7 +196,23 @@ def run(
             seed=seed,
             chat=chat,
         )
-        raise typer.Exit(_print_stream(stream, session))
+        first = session.ranks is None or session.ranks.rank == 0
+        code = _print_stream(stream, session) if first else _follow(stream)
+        if record_load is not None:
+            loads = session.expert_load()
+            if first:
+                from .planner.expert_load import load_text
+                from .runtime.replace import write_file
+
+                write_file(record_load, load_text(loads).encode())
+        raise typer.Exit(code)
+
+
+def _follow(stream: TextStream) -> int:
+    """Take part in a run whose text another process prints."""
+    for _ in stream:
+        pass
+    return 0
 
 
 def _print_stream(stream: TextStream, session: Session) -> int:
@@ -194,6 +231,23 @@ def _print_stream(stream: TextStream, session: Session) -> int:
     note = "interrupted; " if code else ""
     _say(note + describe_run(stream.statistics, session))
     return code
+
+
+@app.command()
+def rebalance(
+    artifact: Annotated[Path, typer.Argument(help="An artifact compiled with --mesh.")],
+    expert_load: Annotated[
+        Path, typer.Option(help="What dilu run --record-load wrote: tokens of every expert.")
+    ],
+) -> None:
+    """Place experts anew by the load that was measured; no weights are written."""
+    from .compiler import rebalance as place_anew
+
+    found = place_anew(artifact, expert_load)
+    print(
+        f"{_shown(artifact)}: the busiest rank had {found['before']:.3f} times the mean load, "
+        f"and has {found['after']:.3f} now"
+    )
 
 
 @app.command()

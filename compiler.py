@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .ir.graph import Function, Graph, Value
     from .ir.weights import Weight
     from .passes.manager import PassRecord
-    from .passes.pipeline import ExtraPass
+    from .passes.pipeline import ExtraPass, Sharding
 
 DTYPES = ("f32", "bf16")
 
@@ -58,6 +58,9 @@ def compile(
     bundle: bool = False,
     max_seq: int | None = None,
     dynamic_shapes: Any = None,
+    mesh: str | None = None,
+    replicas: int = 0,
+    expert_load: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile a model and return the artifact, not saved yet.
@@ -67,18 +70,22 @@ def compile(
     of a checkpoint, or with `config_only` a config.json. `target` is a name or several, `cpu`
     being the best for this machine. `passes` are added to the pipeline. `dtype` is what a language
     model computes in, `max_seq` the longest sequence it takes, `bundle` copies the weights into
-    the artifact when it is saved. Raises DiluError for whatever cannot be compiled.
+    the artifact when it is saved. `mesh`, such as `ep=8`, is for as many processes, which share out
+    experts (with `replicas` more of the hottest, by `expert_load`, a file that `dilu run
+    --record-load` wrote) and sequences. Raises DiluError for whatever cannot be compiled.
     """
     report = progress or silent
     if dtype not in DTYPES:
         raise DiluError(f"unknown dtype {dtype!r}", hint=f"dtype is one of {', '.join(DTYPES)}")
     report("look up targets")
     targets = _targets([target] if isinstance(target, str) else target)
+    sharding = _sharding(mesh, replicas, expert_load, targets)
     path = _path(model)
     if path is not None and path.suffix != ".pt2":
         captured = _capture_checkpoint(path, dtype, config_only, max_seq, report)
     else:
-        for name, given in (("config_only", config_only), ("max_seq", max_seq is not None)):
+        only = {"config_only": config_only, "max_seq": max_seq is not None, "mesh": bool(mesh)}
+        for name, given in only.items():
             if given:
                 raise DiluError(f"{name} is for checkpoints, and this is a module")
         captured = _capture_module(path or model, example_inputs, dynamic_shapes, report)
@@ -86,7 +93,9 @@ def compile(
     from .passes.manager import stage_texts
     from .passes.pipeline import compile_graph
 
-    planned, records = compile_graph(captured.graph, targets[0], passes=passes, on_pass=report)
+    planned, records = compile_graph(
+        captured.graph, targets[0], passes=passes, sharding=sharding, on_pass=report
+    )
     modules = [_generated(planned, each, report) for each in targets]
     files: dict[str, Content] = {
         f"graph/{stage}.txt": text.encode()
@@ -107,6 +116,8 @@ def compile(
         "files": weight_files,
         "constants": constants,
         "language_model": captured.language_model,
+        "mesh": dataclasses.asdict(planned.mesh) if planned.mesh is not None else None,
+        "routed": list(_routed(planned)),
         "options": {
             "source": captured.source,
             "dtype": dtype,
@@ -115,6 +126,95 @@ def compile(
         },
     }
     return Artifact(manifest, files, bundle=bundle)
+
+
+def _sharding(
+    mesh: str | None, replicas: int, load: Any, targets: Sequence[Target]
+) -> Sharding | None:
+    if mesh is None:
+        for name, given in (("replicas", replicas), ("expert_load", load)):
+            if given:
+                raise DiluError(f"{name} is given, but no mesh", hint="give one, such as ep=8")
+        return None
+    import numpy as np
+
+    from .ir.mesh import parse_mesh
+    from .passes.pipeline import Sharding
+    from .planner.expert_load import read_load
+    from .planner.place_experts import place_experts
+
+    parsed = parse_mesh(mesh)
+    if parsed.ep > 1 and any(target.gpu is not None for target in targets):
+        raise DiluError(
+            "experts are divided among processes on CPUs only so far",
+            hint="leave out --mesh, or the targets for GPUs",
+        )
+    if parsed.tp > 1:
+        raise DiluError(
+            "heads and columns are not divided among processes yet: tp is 1",
+            hint="divide experts and sequences: --mesh ep=8, or dp=2,ep=4",
+        )
+    loads = None if load is None else read_load(load)
+
+    def place(name: str, layers: int, experts: int) -> np.ndarray:
+        load_LE = loads.of(name, layers, experts) if loads is not None else None
+        if load_LE is None:
+            load_LE = np.ones((layers, experts))
+        return place_experts(load_LE, parsed.ep, experts + replicas).slots
+
+    return Sharding(parsed, place)
+
+
+def _routed(graph: Graph) -> Iterator[dict[str, Any]]:
+    """Yield the blocks of experts in the order of running: the constant that places them."""
+    from .ir.ops.collective import Routed
+    from .ir.ops.control import Call
+
+    for function in graph.functions:
+        for node in function.nodes:
+            if not isinstance(node.op, Call):
+                continue
+            outer = dict(zip((v.name for v in node.op.body.inputs), node.inputs, strict=True))
+            inner = [n.inputs[2] for n in node.op.body.nodes if isinstance(n.op, Routed)]
+            for layer in range(node.op.times):
+                for placement in inner:
+                    yield {"placement": outer[placement.name].name, "layer": layer}
+
+
+def rebalance(
+    path: str | os.PathLike[str], expert_load: str | os.PathLike[str]
+) -> dict[str, float]:
+    """Place the experts of a sharded artifact anew, by a file that `dilu run --record-load` wrote.
+
+    Only the manifest is written, at once or not at all. Returns the load of the busiest rank over
+    the mean of all, averaged over the layers, `before` and `after`. Raises DiluError where the
+    artifact is not sharded or the load is of another model.
+    """
+    import numpy as np
+
+    from .planner.expert_load import read_load
+    from .planner.place_experts import ExpertPlacement, place_experts
+    from .runtime.shard import placements
+
+    artifact = Artifact.open(path)
+    placed = placements(artifact.manifest)
+    if not placed:
+        raise DiluError(
+            f"{artifact.name} has no experts on several ranks", hint="compile it with --mesh ep=8"
+        )
+    loads = read_load(expert_load)
+    constants = dict(artifact.manifest["constants"])
+    ratios: dict[str, list[float]] = {"before": [], "after": []}
+    for name, old in placed.items():
+        layers, ranks, slots = old.shape
+        load_LE = loads.of(name, layers, int(old.max()) + 1)
+        new = place_experts(load_LE, ranks, ranks * slots)
+        before = ExpertPlacement(old, new.experts)
+        ratios["before"] += before.imbalance(load_LE).tolist()
+        ratios["after"] += new.imbalance(load_LE).tolist()
+        constants[name] = {**constants[name], "values": new.slots.tolist()}
+    artifact.replace_manifest({**artifact.manifest, "constants": constants})
+    return {when: float(np.mean(values)) for when, values in ratios.items()}
 
 
 def _targets(names: Sequence[str]) -> list[Target]:
@@ -314,7 +414,10 @@ def _constants(
     """
     names = dict.fromkeys(v.name for f in graph.functions for v in f.constants)
     weights = {name: graph.weights[name] for name in names}
-    held = {name: w.data for name, w in weights.items() if w.data is not None}
+    placements = {w.split.placement for w in weights.values() if w.split is not None}
+    held = {
+        name: w.data for name, w in weights.items() if w.data is not None and name not in placements
+    }
     plan = layout([_entry(name, weights[name]) for name in held])
     where = dict(zip(held, plan.offsets, strict=True))
     used = list(dict.fromkeys(p.file for w in weights.values() for p in w.pieces))
@@ -324,13 +427,17 @@ def _constants(
         files.append({"path": CONSTANTS, "size": plan.size, "fingerprint": None})
     table: dict[str, Any] = {}
     for name, weight in weights.items():
-        entry = {
+        entry: dict[str, Any] = {
             "dtype": weight.dtype.name,
             "format": captured.graph.weights.get(name, weight).dtype.name,
-            "shape": [int(d) for d in weight.type.shape],
+            "shape": [int(d) for d in weight.whole.shape],
             "grid": weight.grid,
         }
-        if name in held:
+        if weight.split is not None:
+            entry["split"] = dataclasses.asdict(weight.split)
+        if name in placements and weight.data is not None:
+            place = {"file": [], "offset": [], "tensor": [], "values": weight.data.tolist()}
+        elif name in held:
             count, size = prod(weight.grid_shape), weight.nbytes
             offsets = [where[name] + i * size // max(count, 1) for i in range(count)]
             place = {"file": [len(used)] * count, "offset": offsets, "tensor": [name] * count}

@@ -10,6 +10,7 @@ import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -71,6 +72,14 @@ def _cache(text: str) -> Path:
     xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The XDG specification: a relative path is invalid and must be ignored.
     return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "dilu"
+
+
+def _count(text: str, default: int) -> int:
+    if not text:
+        return default
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError("not a whole number above zero")
+    return int(text)
 
 
 def _moments(text: str) -> tuple[str, ...]:
@@ -141,6 +150,21 @@ TRITON_OLD = Knob(
     _path,
 )
 
+TIMEOUT = Knob(
+    "DILU_TIMEOUT",
+    "seconds",
+    "120",
+    "How long processes of a sharded model wait for each other.",
+    partial(_count, default=120),
+)
+WORLD_SIZE = Knob(
+    "WORLD_SIZE",
+    "a number",
+    "1",
+    "How many processes run a sharded model; torchrun sets it, with RANK and MASTER_ADDR.",
+    partial(_count, default=1),
+)
+
 KNOBS: tuple[Knob[object], ...] = (
     DEBUG,
     PRINT,
@@ -154,6 +178,8 @@ KNOBS: tuple[Knob[object], ...] = (
     GPU_GRAPHS,
     GPU_SYNC,
     TRITON_OLD,
+    TIMEOUT,
+    WORLD_SIZE,
 )
 
 

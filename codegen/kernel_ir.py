@@ -321,6 +321,31 @@ class CallPlan:
 
 
 @dataclass(frozen=True)
+class RoutedPlan:
+    """Run `plan` on rows that come from all ranks, as often as the host has some.
+
+    `x` are `tokens` rows of `width` numbers of `dtype`, `indices` their `choices` experts each.
+    `plan` takes rows and their slots; `symbol` is their number, at most `capacity`. The host puts
+    `[tokens, choices, width]` into `result`. `ranks` and `slots` are the sizes of `placement`.
+    """
+
+    plan: Plan
+    symbol: str
+    capacity: int
+    tokens: Dim
+    choices: int
+    width: int
+    dtype: DType
+    ranks: int
+    slots: int
+    x: Place
+    indices: Place
+    placement: Place
+    constants: tuple[Place, ...]
+    result: Place
+
+
+@dataclass(frozen=True)
 class Plan:
     """One function of the graph: its kernels in order, and the sizes of its arena slots in bytes.
 
@@ -333,7 +358,7 @@ class Plan:
     constants: int
     results: int
     slots: tuple[Dim, ...]
-    steps: tuple[Launch | CallPlan, ...]
+    steps: tuple[Launch | CallPlan | RoutedPlan, ...]
 
 
 @dataclass(frozen=True)

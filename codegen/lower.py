@@ -13,6 +13,8 @@ import sympy
 
 from ..errors import DiluError
 from ..ir.graph import Function, Graph, Node, Value
+from ..ir.ops.collective import Routed
+from ..ir.ops.control import Call
 from ..ir.text import print_node
 from ..ir.types import Dim, dim, numel, symbols
 from .kernel_ir import (
@@ -24,6 +26,7 @@ from .kernel_ir import (
     Place,
     Plan,
     Program,
+    RoutedPlan,
     Stacked,
 )
 from .lower_language import lower_attention, lower_cache_update, lower_experts, lower_topk
@@ -62,9 +65,18 @@ def function_symbols(function: Function) -> tuple[str, ...]:
 def _work(function: Function) -> Dim:
     """Return a number that is zero only when the function has nothing to do."""
     results = sum((numel(r.type.shape) for r in function.results), 0)
+    if has_routed(function):  # a rank without tokens works for the others
+        return 1
     if function.states and function.parameters:
         return dim(numel(function.parameters[0].type.shape))
     return dim(results)
+
+
+def has_routed(function: Function) -> bool:
+    """Whether a function takes part in what other ranks do."""
+    return any(isinstance(n.op, Routed) for n in function.nodes) or any(
+        has_routed(n.op.body) for n in function.nodes if isinstance(n.op, Call)
+    )
 
 
 def _pieces(graph: Graph, constant: Value, target: Target) -> int:
@@ -80,13 +92,15 @@ def _pieces(graph: Graph, constant: Value, target: Target) -> int:
 def lower_function(function: Function, pieces: Mapping[str, int], target: Target) -> Plan:
     """Return the plan of a function whose constants are spread over `pieces` leading axes."""
     places = _Places(function)
-    steps: list[Launch | CallPlan] = []
+    steps: list[Launch | CallPlan | RoutedPlan] = []
     for node in function.nodes:
         try:
             if node.op.name == "kernel":
                 steps.append(_launch(node, places, pieces, target))
             elif node.op.name == "call":
                 steps.append(_call(node, places, pieces, target))
+            elif node.op.name == "routed":
+                steps.append(_routed(node, places, pieces, target))
         except DiluError as error:
             raise error.in_pass("lower", _short(node), node.loc) from None
     return Plan(
@@ -273,6 +287,36 @@ def _call(node: Node, places: _Places, pieces: Mapping[str, int], target: Target
         tuple(constants),
         tuple(places.of(v) for v in results),
         tuple(v.type.nbytes for v in results),
+    )
+
+
+def _routed(node: Node, places: _Places, pieces: Mapping[str, int], target: Target) -> RoutedPlan:
+    op: Any = node.op
+    x, indices, placement, *constants = node.inputs
+    inner = {
+        inside.name: _operand_pieces(outside, places, pieces)
+        for inside, outside in zip(op.body.constants, constants, strict=True)
+    }
+    tokens, width = x.type.shape
+    sizes = (indices.type.shape[1], width, *placement.type.shape)
+    if not all(isinstance(size, int) for size in sizes):
+        raise DiluError("routed experts need sizes that are known when compiling")
+    choices, numbers, ranks, slots = (int(size) for size in sizes)
+    return RoutedPlan(
+        lower_function(op.body, inner, target),
+        str(op.body.parameters[0].type.shape[0]),
+        op.capacity,
+        tokens,
+        choices,
+        numbers,
+        x.type.dtype,
+        ranks,
+        slots,
+        places.of(x),
+        places.of(indices),
+        places.of(placement),
+        tuple(places.of(c) for c in constants),
+        places.of(node.output),
     )
 
 

@@ -110,9 +110,7 @@ def map_functions(graph: Graph, change: Callable[[Function], Function]) -> Graph
 
     def deep(function: Function) -> Function:
         nodes = tuple(
-            replace(n, op=replace(n.op, body=deep(n.op.body)))
-            if isinstance(n.op, Subprogram)
-            else n
+            replace(n, op=n.op.changed(body=deep(n.op.body))) if isinstance(n.op, Subprogram) else n
             for n in function.nodes
         )
         return change(function if nodes == function.nodes else replace(function, nodes=nodes))

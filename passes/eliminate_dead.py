@@ -56,4 +56,4 @@ def _live_call(node: Node, call: Subprogram) -> Node:
     own, weights = node.inputs[: call.own], node.inputs[call.own :]
     pairs = zip(weights, call.body.states + call.body.constants, strict=True)
     inputs = (*own, *(operand for operand, inside in pairs if inside in kept))
-    return replace(node, op=replace(call, body=body), inputs=inputs)
+    return replace(node, op=call.changed(body=body), inputs=inputs)

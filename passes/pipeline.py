@@ -98,7 +98,8 @@ def compile_graph(
     """Run the pipeline on a captured graph; return the planned graph and what every pass did.
 
     `passes` are added to the list (see `ExtraPass`), `sharding` divides the graph among
-    ranks, `on_pass` hears the name of each pass before it runs. Raises DiluError naming the pass that went wrong.
+    ranks, `on_pass` hears the name of each pass before it runs. Raises DiluError naming the pass
+    that went wrong.
     """
     return run_passes(graph, with_extra(pipeline(target, sharding), passes or ()), on_pass=on_pass)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from ..ir.ops.elementwise import Cast, Mul
 from ..ir.ops.index import BroadcastTo, Reshape
 from ..ir.ops.language import Experts
 from ..ir.ops.reduce import ReduceSum
-from ..ir.rewrite import Builder
+from ..ir.rewrite import Builder, substituted
 from ..ir.types import TensorType, shape_of, symbol
 from ..ir.weights import Piece, Split, Weight
 from .anchors import weight_chain
@@ -56,14 +56,6 @@ def shard_experts(graph: Graph, *, mesh: Mesh, place: Placing, capacity: int = C
     return replace(graph, stage="sharded", functions=functions, weights=sharding.weights, mesh=mesh)
 
 
-@dataclass(frozen=True)
-class _Change:
-    """A constant whose first dimension becomes the slots of a rank, as `placement` says."""
-
-    placement: str
-    slots: int
-
-
 @dataclass
 class _Sharding:
     mesh: Mesh
@@ -84,75 +76,75 @@ class _Sharding:
         return replace(function, nodes=tuple(builder.nodes), constants=tuple(constants.values()))
 
     def call(self, node: Node, op: Call, builder: Builder, constants: dict[str, Value]) -> Node:
-        layers = op.times
-        body, changes = _Body(self, op.body, layers).sharded()
         outer = dict(zip((v.name for v in op.body.inputs), node.inputs, strict=True))
-        base = {c: outer[c].name.removesuffix(c) for c in changes}
+        first = op.body.constants[0].name
+        prefix = outer[first].name.removesuffix(first)
+        layer = _Layer(self, op.body, prefix, op.times)
+        body = layer.sharded()
         added: dict[str, Value] = {}
-        for inner, change in changes.items():
+        for name, slots in layer.placements.items():
+            t = TensorType(I64, (op.times, self.mesh.ep, slots.shape[-1]))
+            added[name] = constants[prefix + name] = Value(builder.fresh(prefix + name), t)
+            data = np.ascontiguousarray(slots, np.int64)
+            self.weights[prefix + name] = Weight(t, data=data)
+        for inner, name in layer.divided.items():
             old = outer[inner]
-            name = base[inner] + change.placement
-            if change.placement not in added:
-                held = self.placed(name, layers, _experts(op.body), body, change.placement)
-                added[change.placement] = constants[name] = Value(builder.fresh(name), held.type)
-                self.weights[name] = held
-            stacked = old.type.rank - _inner(op.body, inner).type.rank
-            weight = _in_pieces(self.weights[old.name], stacked + 1)
-            shape = (*old.type.shape[:stacked], change.slots, *old.type.shape[stacked + 1 :])
-            new = Value(old.name, old.type.with_shape(shape))
+            stacked = old.type.rank - next(c for c in body.constants if c.name == inner).type.rank
+            slots = layer.placements[name].shape[-1]
+            shape = (*old.type.shape[:stacked], slots, *old.type.shape[stacked + 1 :])
+            outer[inner] = constants[old.name] = Value(old.name, old.type.with_shape(shape))
             self.weights[old.name] = replace(
-                weight, type=new.type, split=Split("ep", stacked, name), whole_type=old.type
+                _in_pieces(self.weights[old.name], stacked + 1),
+                type=outer[inner].type,
+                split=Split("ep", stacked, prefix + name),
+                whole_type=old.type,
             )
-            outer[inner] = constants[old.name] = new
         outer |= added
         inputs = tuple(outer[v.name] for v in body.inputs)
         return replace(node, op=replace(op, body=body), inputs=inputs)
 
-    def placed(
-        self, name: str, layers: int, experts: int, body: Function, placement: str
-    ) -> Weight:
-        """Return the constant that says which experts are where, stacked over the layers."""
-        slots = self.place(name, layers, experts)
-        t = _inner(body, placement).type
-        return Weight(t.with_shape((layers, *t.shape)), data=np.ascontiguousarray(slots, np.int64))
-
 
 @dataclass
-class _Body:
-    """A layer on its way: `changes` are its constants that are divided."""
+class _Layer:
+    """A layer on its way.
+
+    `placements`: the constants that say who holds which expert, by name, and their content;
+    `divided`: the constants of which a rank has a part, and the placement that says which.
+    """
 
     sharding: _Sharding
     old: Function
-    layers: int
+    prefix: str
+    times: int
+    placements: dict[str, np.ndarray] = field(default_factory=dict)
+    divided: dict[str, str] = field(default_factory=dict)
 
-    def sharded(self) -> tuple[Function, dict[str, _Change]]:
+    def sharded(self) -> Function:
         flow = Dataflow(self.old)
         builder = Builder.over(self.old)
         subst: dict[Value, Value] = {}
-        changes: dict[str, _Change] = {}
         constants = {c.name: c for c in self.old.constants}
         for node in self.old.nodes:
             if isinstance(node.op, Experts):
                 builder.loc = node.loc
-                subst[node.output] = self.routed(node, node.op, flow, builder, constants, changes)
+                node = replace(node, inputs=substituted(node.inputs, subst))
+                subst[node.output] = self.routed(node, flow, builder, constants)
             else:
                 builder.keep(node, subst)
         function = replace(
             self.old,
             nodes=tuple(builder.nodes),
             constants=tuple(constants.values()),
-            results=tuple(subst.get(v, v) for v in self.old.results),
+            results=substituted(self.old.results, subst),
         )
-        return live_part(function), changes
+        return live_part(function)
 
     def routed(
         self,
         node: Node,
-        op: Experts,
         flow: Dataflow,
         builder: Builder,
         constants: dict[str, Value],
-        changes: dict[str, _Change],
     ) -> Value:
         x, indices, weights, *matrices = node.inputs
         chains = [weight_chain(flow, m) for m in matrices]
@@ -163,34 +155,31 @@ class _Body:
         ]
         if any(leaf.name not in constants for leaf in leaves):
             raise UnsupportedError("experts whose weights are computed are not sharded")
-        mesh = self.sharding.mesh
-        prefix = leaves[0].name.rpartition(".")[0]
-        name = f"{prefix}.placement" if prefix else "placement"
+        name = f"{leaves[0].name.rpartition('.')[0] or 'experts'}.placement"
         experts = int(matrices[0].type.shape[0])
-        slots = self.sharding.place(name, self.layers, experts).shape[-1]
-        shared = Value(name, TensorType(I64, (mesh.ep, slots)))
+        placed = self.sharding.place(self.prefix + name, self.times, experts)
+        self.placements[name] = placed
+        ranks, slots = placed.shape[1:]
         for leaf in leaves:
             new = Value(leaf.name, leaf.type.with_shape((slots, *leaf.type.shape[1:])))
             constants[leaf.name] = new
-            changes[leaf.name] = _Change(name, slots)
-        constants[name] = shared
-        body = self.body(node, op, [n for c in chains for n in reversed(c or [])], constants)
+            self.divided[leaf.name] = name
+        constants[name] = Value(name, TensorType(I64, (ranks, slots)))
+        body = self.body(node, [n for c in chains for n in reversed(c or [])], constants)
         each = builder.emit(
             Routed("ep", self.sharding.capacity, body),
             x,
             indices,
-            shared,
+            constants[name],
             *(constants[c.name] for c in body.constants),
         )
         if weights.type.dtype != x.type.dtype:
             weights = builder.emit(Cast(x.type.dtype), weights)
         wide = builder.emit(Reshape(shape_of((*weights.type.shape, 1))), weights)
         scaled = builder.emit(Mul(), each, wide)
-        return builder.emit(ReduceSum((1,), False), scaled, name=node.output.name)
+        return builder.emit(ReduceSum((1,), False), scaled)
 
-    def body(
-        self, node: Node, op: Experts, chain: list[Node], constants: dict[str, Value]
-    ) -> Function:
+    def body(self, node: Node, chain: list[Node], constants: dict[str, Value]) -> Function:
         """Return the function that works on the rows that came to a rank."""
         x = node.inputs[0].type
         many = symbol("A")
@@ -204,7 +193,7 @@ class _Body:
         one = inner.literal(1.0, node.inputs[2].type.dtype)
         ones = inner.emit(BroadcastTo((many, 1)), one)
         matrices = [made.get(v.name) or constants[v.name] for v in node.inputs[3:]]
-        out = inner.emit(op, rows, slots, ones, *matrices)
+        out = inner.emit(node.op, rows, slots, ones, *matrices)
         read = {v.name for n in inner.nodes for v in n.inputs}
         return Function(
             "experts",
@@ -222,15 +211,6 @@ def _leaves(matrix: Value, chain: list[Node]) -> list[Value]:
 
 def _has_experts(function: Function) -> bool:
     return any(isinstance(n.op, Experts) for n in function.nodes)
-
-
-def _experts(function: Function) -> int:
-    node = next(n for n in function.nodes if isinstance(n.op, Experts))
-    return int(node.inputs[3].type.shape[0])
-
-
-def _inner(function: Function, name: str) -> Value:
-    return next(v for v in function.inputs if v.name == name)
 
 
 def _in_pieces(weight: Weight, grid: int) -> Weight:

@@ -24,7 +24,7 @@ from typing import Any
 from ..errors import DiluError, Loc
 from .fingerprint import fingerprint, sha256_of
 from .progress import Progress, silent
-from .replace import new_directory
+from .replace import new_directory, write_file
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -126,6 +126,12 @@ class Artifact:
             manifest["manifest_hash"] = manifest_hash(manifest)
             _write(folder / MANIFEST, _printed(manifest))
         return target
+
+    def replace_manifest(self, manifest: dict[str, Any]) -> None:
+        """Write another manifest in the place of an opened artifact's."""
+        assert self.path is not None
+        self.manifest = {**manifest, "manifest_hash": manifest_hash(manifest)}
+        write_file(self.path / MANIFEST, _printed(self.manifest))
 
     def _referenced_from(self, target: Path) -> list[dict[str, Any]]:
         """Return the weight files as an artifact at `target` refers to them."""

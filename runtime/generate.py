@@ -6,10 +6,12 @@ however a run ends; nothing starts that the cache or the memory has no room for.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +19,9 @@ from ..errors import DiluError
 from .sample import Sampling, sample
 from .sequences import PagePool, Sequence, Step, batch, pages_for
 from .session import PREFILL_TOKENS, Session
+
+if TYPE_CHECKING:
+    from .ranks import Ranks
 
 
 @dataclass
@@ -54,6 +59,9 @@ class TokenLoop:
         self.vocab_size: int = info["vocab_size"]
         self.max_tokens: int = info["max_positions"]
         self.end_tokens = frozenset(info["eos_token_ids"])
+        self._ranks = session.ranks
+        self._owners = 1 if self._ranks is None else self._ranks.owners
+        self._owner = 0 if self._ranks is None else self._ranks.owner
 
     def generate(
         self,
@@ -76,13 +84,13 @@ class TokenLoop:
             raise DiluError(f"max_tokens is {max_tokens}", hint="max_tokens is 0 or more")
         if not max_tokens:
             return iter(())
-        return self._run([Sequence(list(p)) for p in prompts], max_tokens, how, stats)
+        return self._run(self._sequences(prompts), max_tokens, how, stats)
 
     def logits(self, prompts: SequenceOf[SequenceOf[int]]) -> list[np.ndarray]:
         """Return f32[tokens, V] for each prompt: the logits after each of its tokens."""
         for prompt in prompts:
             self._check(prompt)
-        sequences = [Sequence(list(p)) for p in prompts]
+        sequences = self._sequences(prompts)
         found: list[list[np.ndarray]] = [[] for _ in prompts]
         try:
             self._reserve(sequences, [len(s.tokens) for s in sequences])
@@ -99,9 +107,15 @@ class TokenLoop:
             self._pool = PagePool()
             self._function.allocate(self._cache_size(0))
 
+    def _sequences(self, prompts: SequenceOf[SequenceOf[int]]) -> list[Sequence]:
+        """Return new sequences, divided evenly among those who own them."""
+        return [Sequence(list(p), owner=i % self._owners) for i, p in enumerate(prompts)]
+
     def _run(
         self, sequences: list[Sequence], max_tokens: int, how: Sampling, stats: Statistics
     ) -> Iterator[tuple[int, int]]:
+        if self._ranks is not None and how.seed is None:  # all ranks make the same choices
+            how = replace(how, seed=self._ranks.gather(secrets.randbits(32))[0])
         stats.started = time.perf_counter()
         limits = [min(len(s.tokens) + max_tokens, self.max_tokens + 1) for s in sequences]
         random = [how.generator(index) for index in range(len(sequences))]
@@ -153,20 +167,9 @@ class TokenLoop:
 
         Wanted is `every` row, or the last of each sequence.
         """
-        waiting = list(sequences)
-        while waiting:
-            steps: list[Step] = []
-            room = PREFILL_TOKENS
-            while waiting and room:
-                sequence = waiting[0]
-                stop = min(len(sequence.tokens), sequence.done + room)
-                room -= stop - sequence.done
-                last = stop == len(sequence.tokens)
-                rows = range(sequence.done if every else stop - 1, stop) if every or last else ()
-                steps.append(Step(sequence, stop, tuple(rows)))
-                if not last:
-                    break
-                waiting.pop(0)
+        queues = [[s for s in sequences if s.owner == owner] for owner in range(self._owners)]
+        while any(queues):
+            steps = [step for queue in queues for step in _chunk(queue, every)]
             begun = time.perf_counter()
             logits = self._step(steps)
             if stats is not None:
@@ -174,18 +177,39 @@ class TokenLoop:
             yield steps, logits
 
     def _step(self, steps: list[Step]) -> np.ndarray:
-        (logits,) = self._function.run(*batch(steps, self.page_size))
+        own = [step for step in steps if step.sequence.owner == self._owner]
+        (logits,) = self._function.run(*batch(own, self.page_size))
         for step in steps:
             step.sequence.done = step.stop
-        return logits
+        return logits if self._ranks is None else self._everyones(steps, logits, self._ranks)
+
+    def _everyones(self, steps: list[Step], logits: np.ndarray, ranks: Ranks) -> np.ndarray:
+        """Return the logits of all steps, in their order, on every rank."""
+        counts = [0] * self._owners
+        for step in steps:
+            counts[step.sequence.owner] += len(step.wanted)
+        parts = ranks.gather_rows(logits, counts, "the gathering of logits")
+        taken = [0] * self._owners
+        rows: list[np.ndarray] = []
+        for step in steps:
+            owner, count = step.sequence.owner, len(step.wanted)
+            rows.append(parts[owner][taken[owner] : taken[owner] + count])
+            taken[owner] += count
+        return np.concatenate(rows)
 
     def _reserve(self, sequences: list[Sequence], lengths: list[int]) -> None:
-        """Give every sequence pages for as many tokens as it may come to."""
+        """Give every sequence of this rank pages for as many tokens as it may come to."""
+        self._session.together(lambda: self._reserve_own(sequences, lengths))
+
+    def _reserve_own(self, sequences: list[Sequence], lengths: list[int]) -> None:
+        pairs = zip(sequences, lengths, strict=True)
+        own = [(s, length) for s, length in pairs if s.owner == self._owner]
+        sequences, lengths = [s for s, _ in own], [length for _, length in own]
         counts = [pages_for(length, self.page_size) for length in lengths]
         with self._session.lock:
-            wanted = self._pool.used + sum(counts)
+            wanted = max(self._pool.used + sum(counts), 1)  # whoever has none takes part, too
             if wanted > self._pool.size:
-                self._grow(wanted, max(counts))
+                self._grow(wanted, max(counts, default=1))
             for sequence, count in zip(sequences, counts, strict=True):
                 sequence.pages = self._pool.take(count)
 
@@ -223,6 +247,23 @@ class TokenLoop:
         wrong = next((t for t in prompt if not 0 <= t < self.vocab_size), None)
         if wrong is not None:
             raise DiluError(f"token {wrong} is not in the vocabulary of {self.vocab_size}")
+
+
+def _chunk(queue: list[Sequence], every: bool) -> list[Step]:
+    """Return the next steps of the sequences of one owner, which leave the queue at their end."""
+    steps: list[Step] = []
+    room = PREFILL_TOKENS
+    while queue and room:
+        sequence = queue[0]
+        stop = min(len(sequence.tokens), sequence.done + room)
+        room -= stop - sequence.done
+        last = stop == len(sequence.tokens)
+        rows = range(sequence.done if every else stop - 1, stop) if every or last else ()
+        steps.append(Step(sequence, stop, tuple(rows)))
+        if not last:
+            break
+        queue.pop(0)
+    return steps
 
 
 def _at(sequences: list[Sequence], indices: list[int]) -> list[Sequence]:

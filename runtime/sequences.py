@@ -51,11 +51,15 @@ class PagePool:
 
 @dataclass
 class Sequence:
-    """Tokens, how many of them are in the cache (`done`), and the pages that hold those."""
+    """Tokens, how many of them are in the cache (`done`), and the pages that hold those.
+
+    `owner` is the part of the ranks that works on it.
+    """
 
     tokens: list[int]
     pages: list[int] = field(default_factory=list)
     done: int = 0
+    owner: int = 0
 
 
 @dataclass(frozen=True)

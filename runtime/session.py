@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import DiluError
 from . import machine
@@ -29,9 +29,15 @@ PREFILL_TOKENS = 512
 #: Tokens that a cache must have room for, or a language model is not loaded.
 NOMINAL_TOKENS = 2048
 
+T = TypeVar("T")
+
 if TYPE_CHECKING:
+    import numpy as np
+
+    from .exchange import Exchange
     from .gpu.device import Device
     from .language import LanguageModel
+    from .ranks import Ranks
 
 
 def load(
@@ -68,6 +74,11 @@ class Session:
         device: str | Device | None = None,
         progress: Progress = silent,
     ) -> None:
+        self.ranks = _connected(artifact)
+        if self.ranks is not None:
+            from .shard import local_part
+
+            artifact = local_part(artifact, self.ranks.coordinates)
         self.artifact = artifact
         self.threads = threads or machine.default_threads()
         choice = choose_target(artifact, target, device)
@@ -77,7 +88,8 @@ class Session:
         self._closed = True  # until all is loaded
         try:
             require_bound(artifact)
-            self._engine = _engine(artifact, choice, self.threads)
+            self.exchange = _exchange(artifact, self.ranks, choice)
+            self._engine = _engine(artifact, choice, self.threads, self.exchange)
         except BaseException:
             if choice.device is not None:
                 choice.device.close()
@@ -88,12 +100,37 @@ class Session:
         }
         self._closed = False
         try:
-            self.require_memory(self._needed_memory())
-            self._engine.load(progress)
+            self.together(lambda: self._load(progress))
         except BaseException:
             self.close()
             raise
         self.target_reason = "; ".join([choice.reason, *self._engine.notes])
+
+    def _load(self, progress: Progress) -> None:
+        self.require_memory(self._needed_memory())
+        self._engine.load(progress)
+
+    def together(self, call: Callable[[], T]) -> T:
+        """Return what `call` returns; of several ranks, all raise the DiluError of one."""
+        return call() if self.ranks is None else self.ranks.agreed(call)
+
+    def expert_load(self) -> dict[str, np.ndarray]:
+        """Return how often tokens chose each expert so far, i64[layers, experts] by the name of
+        the layers, on all ranks together; every rank has to call it."""
+        if self.exchange is None or self.ranks is None:
+            raise DiluError(
+                f"{self.artifact.name} does not count the load of its experts",
+                hint="compile it with --mesh ep=2 or more, and run it with torchrun",
+            )
+        import numpy as np
+
+        own = [load.tolist() for load in self.exchange.load]
+        everyones = np.array(self.ranks.gather(own), np.int64)
+        blocks = self.artifact.manifest["routed"][: len(own)]
+        layers: dict[str, list[np.ndarray]] = {}
+        for block, load in zip(blocks, everyones.sum(0), strict=True):
+            layers.setdefault(block["placement"], []).append(load)
+        return {name: np.stack(rows) for name, rows in layers.items()}
 
     def function(self, name: str) -> Function:
         """Return a function of the artifact by its name."""
@@ -193,11 +230,36 @@ def nominal_sizes(language_model: dict[str, Any] | None) -> dict[str, int]:
     return {"T": min(PREFILL_TOKENS, tokens), "S": 1, "R": 1, "P": pages, "B": pages}
 
 
-def _engine(artifact: Artifact, choice: Choice, threads: int) -> Engine:
+def _connected(artifact: Artifact) -> Ranks | None:
+    """Return this process among those that the artifact is for; None where it runs alone."""
+    mesh = artifact.manifest.get("mesh")
+    if mesh is None or all(size == 1 for size in mesh.values()):
+        return None
+    from .ranks import Ranks
+
+    ranks = Ranks(mesh)
+    ranks.require_equal(artifact.manifest.get("manifest_hash", ""), "artifact")
+    return ranks
+
+
+def _exchange(artifact: Artifact, ranks: Ranks | None, choice: Choice) -> Exchange | None:
+    if ranks is None or ranks.mesh["ep"] == 1:
+        return None
+    if choice.device is not None:
+        raise DiluError(
+            f"experts on several ranks do not run on {choice.target} yet",
+            hint="choose a target for CPUs with --target, or compile without --mesh",
+        )
+    from .exchange import Exchange
+
+    return Exchange(ranks)
+
+
+def _engine(artifact: Artifact, choice: Choice, threads: int, exchange: Exchange | None) -> Engine:
     if choice.device is None:
         from .cpu.engine import CpuEngine
 
-        return CpuEngine(artifact, choice.target, threads)
+        return CpuEngine(artifact, choice.target, threads, exchange)
     from .gpu.engine import GpuEngine
 
     return GpuEngine(artifact, choice.target, choice.device, text=choice.text)

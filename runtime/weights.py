@@ -42,7 +42,12 @@ class Weights:
         self._tables = {
             name: _addresses(name, constant, bases, sizes)
             for name, constant in artifact.manifest["constants"].items()
+            if "values" not in constant
         }
+        for name, constant in artifact.manifest["constants"].items():
+            if "values" in constant:  # the manifest's own
+                self._views.append(np.array(constant["values"], storage(constant["dtype"])))
+                self._tables[name] = np.array([self._views[-1].ctypes.data], np.uint64)
 
     def table(self, name: str) -> np.ndarray:
         """Return u64[pieces]: the addresses of a constant's pieces, row-major over its grid."""
@@ -72,7 +77,8 @@ class Weights:
         with open(source, "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._maps.append(mapped)
-        _advise(mapped)
+        if "coordinates" not in artifact.manifest:  # else most of it is for other ranks
+            _advise(mapped)
         return np.frombuffer(mapped, np.uint8)
 
 

@@ -132,6 +132,7 @@ def _emit_entry(w: Writer, number: int, entry: Entry, plan: EmittedPlan) -> None
         w.line(f"char* const scratch = call->arena + dilu_align({plan.name}_bytes(0{sizes}));")
         w.line(
             f"{plan.name}(pool, thread, scratch{sizes}, call->parameters,"
-            " (char* const*)call->states, constants, call->results, call->arena);"
+            " (char* const*)call->states, constants, call->results, call->arena"
+            f"{', call->host' if plan.host else ''});"
         )
     w.line()

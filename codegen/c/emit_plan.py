@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 
 from ...ir.types import Dim, symbols
-from ..kernel_ir import CallPlan, Kernel, Launch, Place, Plan, Stacked
+from ..kernel_ir import CallPlan, Kernel, Launch, Place, Plan, RoutedPlan, Stacked
 from .emit_kernel import emit_kernel
 from .expressions import c_name, emit_index
 from .frame import Frame
@@ -32,11 +32,17 @@ class EmittedKernel:
 
 @dataclass(frozen=True)
 class EmittedPlan:
+    """`host`: whether it takes the host that sends rows to other ranks."""
+
     name: str
     symbols: tuple[str, ...]
+    host: bool = False
 
     def arguments(self) -> str:
         return "".join(f", {c_name(s)}" for s in self.symbols)
+
+    def host_argument(self) -> str:
+        return ", host" if self.host else ""
 
 
 @dataclass
@@ -86,7 +92,7 @@ class ModuleText:
 
     def plan(self, plan: Plan) -> EmittedPlan:
         """Emit the function of a plan, with everything it needs before it."""
-        steps: list[tuple[Launch, Frame] | tuple[CallPlan, EmittedPlan]] = []
+        steps: _Steps = []
         for step in plan.steps:
             if isinstance(step, Launch):
                 steps.append((step, self.kernel(step.kernel)))
@@ -99,17 +105,27 @@ class ModuleText:
         )
         name = self.once(f"{text}\n{_scratch_text(wanted, steps, known)}", wanted)
         if name == wanted:
-            self._plans[name] = EmittedPlan(name, known)
+            self._plans[name] = EmittedPlan(name, known, _has_host(steps))
         return self._plans[name]
 
 
-_Steps = list[tuple[Launch, Frame] | tuple[CallPlan, EmittedPlan]]
+_Steps = list[tuple[Launch, Frame] | tuple[CallPlan | RoutedPlan, EmittedPlan]]
+
+
+def _has_host(steps: _Steps) -> bool:
+    return any(
+        isinstance(step, RoutedPlan) or (isinstance(emitted, EmittedPlan) and emitted.host)
+        for step, emitted in steps
+    )
 
 
 def _plan_symbols(plan: Plan, steps: _Steps) -> tuple[str, ...]:
     found = set(symbols(plan.slots))
     for step, emitted in steps:
-        found.update(emitted.symbols)
+        own = {step.symbol} if isinstance(step, RoutedPlan) else set[str]()
+        found.update(set(emitted.symbols) - own)
+        if isinstance(step, RoutedPlan):
+            found.update(symbols([step.tokens]))
         if isinstance(step, CallPlan):
             found.update(symbols(step.result_sizes))
             found.update(symbols(s.stride for s in (*step.states, *step.constants)))
@@ -128,7 +144,7 @@ def _run_text(name: str, plan: Plan, steps: _Steps, known: tuple[str, ...]) -> s
     with w.block(
         f"DILU_NOINLINE void {name}(dilu_pool* pool, int thread, char* scratch{_sizes(known)},"
         " void* const* parameters, char* const* states, const dilu_constant* constants,"
-        " void* const* results, char* arena)"
+        f" void* const* results, char* arena{', dilu_host* host' if _has_host(steps) else ''})"
     ):
         w.line("(void)scratch; (void)parameters; (void)states; (void)constants; (void)results;")
         place = "arena"
@@ -146,7 +162,10 @@ def _run_text(name: str, plan: Plan, steps: _Steps, known: tuple[str, ...]) -> s
             else:
                 assert isinstance(emitted, EmittedPlan)
                 pending.barrier(w)
-                _emit_call(w, step, emitted)
+                if isinstance(step, CallPlan):
+                    _emit_call(w, step, emitted)
+                else:
+                    _emit_routed(w, step, emitted)
         pending.barrier(w)
     return w.text()
 
@@ -228,11 +247,37 @@ def _emit_call(w: Writer, step: CallPlan, emitted: EmittedPlan) -> None:
                     w.line(f"{constant},")
             w.line(
                 f"{emitted.name}(pool, thread, scratch{emitted.arguments()}, passed, parts,"
-                " weights, made, inner);"
+                f" weights, made, inner{emitted.host_argument()});"
             )
             for i in range(len(step.results)):
                 if fed_back:
                     w.line(f"passed[{i}] = made[{i}];")
+
+
+def _emit_routed(w: Writer, step: RoutedPlan, emitted: EmittedPlan) -> None:
+    """Emit the loop over the rows that come from all ranks. The host lends the memory for them."""
+    with w.block():
+        fields = (
+            emit_index(step.tokens), step.choices, step.width, step.dtype.itemsize, step.ranks,
+            step.slots, step.capacity, _address(step.x), _address(step.indices),
+        )  # fmt: skip
+        placement = f"dilu_constant_data({_constant(Stacked(step.placement))})"
+        w.line(
+            f"dilu_routed routed = {{{', '.join(map(str, fields))}, {placement},"
+            f" {_address(step.result)}, 0, 0, 0}};"
+        )
+        constants = [_constant(Stacked(c)) for c in step.constants] or ["{0, 0}"]
+        w.line(f"const dilu_constant weights[] = {{{', '.join(constants)}}};")
+        rows = c_name(step.symbol)
+        with w.block("for (;;)"):
+            w.line(f"const int64_t {rows} = dilu_host_next(host, pool, thread, &routed);")
+            w.line(f"if ({rows} < 0) break;")
+            w.line("void* passed[] = {host->lent.rows, host->lent.slots};")
+            w.line("void* const made[] = {host->lent.made};")
+            w.line(
+                f"if ({rows} > 0) {emitted.name}(pool, thread, scratch{emitted.arguments()},"
+                " passed, 0, weights, made, rest);"
+            )
 
 
 def _state(s: Stacked) -> str:
@@ -259,7 +304,10 @@ def _bytes_text(name: str, plan: Plan, steps: _Steps, known: tuple[str, ...]) ->
         for size in plan.slots:
             w.line(f"slots += dilu_align({emit_index(size)});")
         for step, emitted in steps:
-            if isinstance(step, CallPlan):
+            if isinstance(step, RoutedPlan):
+                assert isinstance(emitted, EmittedPlan)
+                w.line(f"rest = dilu_larger(rest, {emitted.name}_bytes(0{_most(step, emitted)}));")
+            elif isinstance(step, CallPlan):
                 assert isinstance(emitted, EmittedPlan)
                 spares: tuple[Dim, ...] = step.result_sizes if step.times > 1 else ()
                 parts = [f"dilu_align({emit_index(s)})" for s in spares]
@@ -269,6 +317,12 @@ def _bytes_text(name: str, plan: Plan, steps: _Steps, known: tuple[str, ...]) ->
     return w.text()
 
 
+def _most(step: RoutedPlan, emitted: EmittedPlan) -> str:
+    """Return the sizes of a routed plan's largest run."""
+    known = {step.symbol: str(step.capacity)}
+    return "".join(f", {known.get(s, c_name(s))}" for s in emitted.symbols)
+
+
 def _scratch_text(name: str, steps: _Steps, known: tuple[str, ...]) -> str:
     """Return the function that computes the bytes of scratch that any kernel of a plan needs."""
     w = Writer()
@@ -276,9 +330,12 @@ def _scratch_text(name: str, steps: _Steps, known: tuple[str, ...]) -> str:
         w.line(f"(void)threads;{''.join(f' (void){c_name(s)};' for s in known)}")
         w.line("int64_t most = 0;")
         calls: dict[str, None] = {}
-        for _, emitted in steps:
+        for step, emitted in steps:
             if isinstance(emitted, EmittedPlan) or emitted.sizes:
                 sizes = "".join(f", {c_name(s)}" for s in emitted.symbols)
+                if isinstance(step, RoutedPlan):
+                    assert isinstance(emitted, EmittedPlan)
+                    sizes = _most(step, emitted)
                 calls[f"{emitted.name}_scratch(threads{sizes})"] = None
         for call in calls:
             w.line(f"most = dilu_larger(most, {call});")

@@ -15,7 +15,7 @@ from typing import Any
 import sympy
 
 from ...ir.types import Dim, dim, print_dim
-from ..kernel_ir import CallPlan, Kernel, Place, Plan, Program
+from ..kernel_ir import CallPlan, Kernel, Place, Plan, Program, RoutedPlan
 from ..kernel_ir import Launch as KernelLaunch
 from ..target import Gpu
 from .emit_kernel import emit_kernel
@@ -78,8 +78,9 @@ class Plans:
     def plan(self, plan: Plan, aligned: _Aligned) -> int:
         """Add a plan and return its number."""
         steps = [
-            self._launches(s, aligned) if isinstance(s, KernelLaunch) else self._call(s, aligned)
+            self._call(s, aligned) if isinstance(s, CallPlan) else self._launches(s, aligned)
             for s in plan.steps
+            if not isinstance(s, RoutedPlan)  # refused before: a mesh is for CPUs
         ]
         made = {
             "name": plan.name, "parameters": plan.parameters, "states": plan.states,

@@ -29,6 +29,7 @@ class _Call(ctypes.Structure):
         ("constants", ctypes.c_void_p),
         ("results", ctypes.c_void_p),
         ("arena", ctypes.c_void_p),
+        ("host", ctypes.c_void_p),
     ]
 
 
@@ -59,8 +60,11 @@ class Library:
         states: Sequence[np.ndarray],
         constants: np.ndarray,
         results: Sequence[np.ndarray],
+        host: int = 0,
     ) -> None:
-        """Run a function. `constants` is u64[n]: the address of every constant's table."""
+        """Run a function. `constants` is u64[n]: the address of every constant's table; `host`
+        that of the `dilu_host` of a function whose rows travel.
+        """
         if self._pool is None:
             raise DiluError("the session is closed")
         size_array = np.array(sizes, np.int64)
@@ -76,6 +80,7 @@ class Library:
             address(constants),
             address(tables[2]),
             address(self._arena),
+            host,
         )
         code = self._native.dilu_run(self._pool, function, ctypes.byref(call))
         if code:

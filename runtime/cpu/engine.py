@@ -16,6 +16,7 @@ from ...errors import DiluError
 from .. import machine
 from ..arrays import from_numpy, storage, to_numpy
 from ..artifact import Artifact
+from ..exchange import Exchange
 from ..progress import Progress, silent
 from ..weights import Weights, weight_bytes
 from .driver import Library, addresses
@@ -28,7 +29,10 @@ class CpuEngine:
     padded = False
     where = ""
 
-    def __init__(self, artifact: Artifact, target: str, threads: int) -> None:
+    def __init__(
+        self, artifact: Artifact, target: str, threads: int, exchange: Exchange | None = None
+    ) -> None:
+        self.exchange = exchange
         self.text = f"{threads} threads"
         self.notes: list[str] = []
         self.weight_bytes = weight_bytes(artifact)
@@ -89,7 +93,14 @@ class CpuEngine:
             for shape, entry in zip(shapes, entries, strict=True)
         ]
         order, constants = self._order(function, sizes), self._constants[function]
-        self._library.run(function, order, parameters, states, constants, results)
+        exchange = self.exchange
+        if exchange is None:
+            self._library.run(function, order, parameters, states, constants, results)
+        else:
+            exchange.begin()
+            host = exchange.address
+            self._library.run(function, order, parameters, states, constants, results, host)
+            exchange.finish()
         return results
 
     def close(self) -> None:

@@ -26,7 +26,29 @@ typedef struct {
   const void* const* const* constants;  /* constants[i][j]: piece j of constant i, any alignment */
   void* const* results;
   char* arena;                          /* dilu_arena_bytes() bytes, 64-byte aligned */
+  struct dilu_host* host;               /* of functions whose rows travel to other ranks, else NULL */
 } dilu_call;
+
+/* Rows on their way to experts: what a function hands to the host, and what the host lends it. */
+typedef struct {
+  int64_t tokens, choices, width, itemsize, ranks, slots, capacity;
+  const void* x;         /* [tokens, width] */
+  const void* indices;   /* i64[tokens, choices] */
+  const void* placement; /* i64[ranks, slots] */
+  void* result;          /* [tokens, choices, width], written by the host */
+  void* rows;            /* the host's: [n, width] that came to this rank, */
+  void* slots_of;        /* i64[n] for whom, */
+  void* made;            /* and where what becomes of them goes */
+} dilu_routed;
+
+typedef struct dilu_host {
+  int64_t (*next)(void* context, dilu_routed*);
+  void* context;
+  int64_t count;
+  struct {
+    void *rows, *slots, *made;
+  } lent;
+} dilu_host;
 
 typedef struct {
   const void* const* pieces;
@@ -115,6 +137,19 @@ DILU_INLINE float dilu_mod_f32(float a, float b) {
 /* Truncation; what does not fit becomes the smallest integer. */
 DILU_INLINE int64_t dilu_to_i64(double x) {
   return x >= -0x1p63 && x < 0x1p63 ? (int64_t)x : INT64_MIN;
+}
+
+/* The rows to work on next, lent by the host; -1 when there are no more and the result is there. */
+DILU_INLINE int64_t dilu_host_next(dilu_host* host, dilu_pool* pool, int thread, dilu_routed* routed) {
+  dilu_barrier(pool, thread);
+  if (thread == 0) {
+    host->count = host->next(host->context, routed);
+    host->lent.rows = routed->rows;
+    host->lent.slots = routed->slots_of;
+    host->lent.made = routed->made;
+  }
+  dilu_barrier(pool, thread);
+  return host->count;
 }
 
 #endif

@@ -1,0 +1,249 @@
+"""Rows on their way to experts: what native code asks for while a function runs.
+
+For every block of experts, native code asks for rows again and again. The first time, the ranks
+tell each other how many rows go where; then rows travel in rounds of at most `capacity` for any
+rank, out and back by one all-to-all each. A round is under way while the one before it is worked
+on. No row is dropped: skew makes more rounds, not larger ones.
+
+Invariants: all ranks take part in every round, with rows or without; what a row becomes does not
+depend on who holds its expert, nor on the rows that came with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .ranks import Ranks
+
+
+class _Routed(ctypes.Structure):
+    """`dilu_routed` of the module's C interface."""
+
+    _fields_ = [
+        *((n, ctypes.c_int64) for n in ("tokens", "choices", "width", "itemsize")),
+        *((n, ctypes.c_int64) for n in ("ranks", "slots", "capacity")),
+        *((n, ctypes.c_void_p) for n in ("x", "indices", "placement", "result")),
+        *((n, ctypes.c_void_p) for n in ("rows", "slots_of", "made")),
+    ]
+
+
+_Next = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.POINTER(_Routed))
+
+
+class _Host(ctypes.Structure):
+    """`dilu_host`."""
+
+    _fields_ = [
+        ("next", _Next),
+        ("context", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("lent", ctypes.c_void_p * 3),
+    ]
+
+
+class Exchange:
+    """Sends a session's rows to experts and back; `sent_bytes` counts what left this rank.
+
+    `load[n]` counts how often this rank's tokens chose each expert in the n-th block of experts.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.sent_bytes = 0
+        self.load: list[np.ndarray] = []
+        self.rounds = 0
+        self._block = 0
+        self._error: BaseException | None = None
+        self._job: _Job | None = None
+        self._holders: dict[int, _Holders] = {}
+        self._memory: dict[str, np.ndarray] = {}
+        self._next = _Next(self._answer)
+        self._host = _Host(self._next, None, 0)
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self._host)
+
+    def begin(self) -> None:
+        """Get ready for a run of a function."""
+        self._block, self._error, self._job = 0, None, None
+
+    def finish(self) -> None:
+        """Raise what went wrong while a function ran."""
+        if self._error is not None:
+            raise self._error
+
+    def _answer(self, _: int, routed: Any) -> int:
+        """Return how many rows native code is to work on; -1 where there are no more.
+
+        No exception may pass through native code: it is kept, and the function runs to its end.
+        """
+        if self._error is not None:
+            return -1
+        try:
+            if self._job is None:
+                self._job = self._begun(routed.contents)
+            count = self._job.step(routed.contents)
+            if count < 0:
+                self._job = None
+            return count
+        except BaseException as error:
+            self._error = error
+            return -1
+
+    def _begun(self, routed: Any) -> _Job:
+        holders = self._holders.get(routed.placement)
+        if holders is None:
+            shape = (routed.ranks, routed.slots)
+            holders = _Holders(_view(routed.placement, shape, np.dtype(np.int64)))
+            self._holders[routed.placement] = holders
+        job = _Job(self, routed, holders)
+        if self._block == len(self.load):
+            self.load.append(np.zeros(holders.experts, np.int64))
+        self.load[self._block] += np.bincount(job.experts, minlength=holders.experts)
+        self._block += 1
+        return job
+
+    def memory(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """Return an array that is kept from block to block."""
+        found = self._memory.get(name)
+        if found is None or found.shape != shape or found.dtype != dtype:
+            found = self._memory[name] = np.empty(shape, dtype)
+        return found
+
+
+class _Holders:
+    """Where every expert is: `keys[e, n]` is rank · slots + slot of the n-th of `copies[e]`."""
+
+    def __init__(self, placement: np.ndarray) -> None:
+        self.experts = int(placement.max()) + 1
+        self.copies = np.bincount(placement.reshape(-1), minlength=self.experts)
+        self.keys = np.zeros((self.experts, int(self.copies.max())), np.int64)
+        order = np.argsort(placement.reshape(-1), kind="stable")
+        first = np.cumsum(self.copies) - self.copies
+        for number in range(self.keys.shape[1]):
+            has = self.copies > number
+            self.keys[has, number] = order[first[has] + number]
+
+
+class _Job:
+    """One block of experts: who sends what to whom, round by round."""
+
+    def __init__(self, exchange: Exchange, routed: Any, holders: _Holders) -> None:
+        self.exchange, self.ranks = exchange, exchange.ranks
+        self.me = self.ranks.expert_ranks.index(self.ranks.rank)
+        tokens, choices, width = routed.tokens, routed.choices, routed.width
+        self.dtype = np.dtype(f"u{routed.itemsize}")
+        self.capacity, self.width = routed.capacity, width
+        self.x = _view(routed.x, (tokens, width), self.dtype)
+        self.result = _view(routed.result, (tokens * choices, width), self.dtype)
+        indices = _view(routed.indices, (tokens, choices), np.dtype(np.int64)).reshape(-1)
+        self.experts = np.clip(indices, 0, holders.experts - 1)
+        token = np.arange(tokens * choices) // max(choices, 1)
+        copy = (token + self.me) % holders.copies[self.experts]
+        keys = holders.keys[self.experts, copy]
+        self.order = np.argsort(keys, kind="stable")
+        self.token = token[self.order]
+        counts = np.bincount(keys, minlength=routed.ranks * routed.slots)
+        shape = (routed.ranks, routed.slots)
+        counts_SDE = self.ranks.gather_counts(counts.reshape(shape))  # source, destination, slot
+        self.counts = counts_SDE.sum(-1)
+        self.starts = np.cumsum(self.counts, 0) - self.counts
+        slots = np.tile(np.arange(routed.slots), routed.ranks)
+        self.slots = np.repeat(slots, counts_SDE[:, self.me].reshape(-1))
+        self.rounds = -(-int(self.counts.sum(0).max()) // self.capacity)
+        self.offsets = np.cumsum(self.counts[self.me]) - self.counts[self.me]
+        self.done = 0
+        self.going: dict[int, Any] = {}  # by round: rows on their way to experts
+        self.coming: dict[int, Any] = {}  # and back
+        exchange.rounds += self.rounds
+
+    def step(self, routed: Any) -> int:
+        """Do what is to be done between two rounds; return the rows of the next."""
+        number = self.done
+        if number == 0:
+            self.dispatch(0)
+        else:
+            self.combine(number - 1)
+        if number >= self.rounds:
+            for left in list(self.coming):
+                self.finish(left)
+            return -1
+        self.dispatch(number + 1)
+        if number >= 2:
+            self.finish(number - 2)  # its memory is used again now
+        work, _ = self.going.pop(number)
+        self.ranks.wait(work)
+        rows, slots, made = self.lent(number)
+        low = number * self.capacity
+        own = self.slots[low : low + self.capacity]
+        slots[: len(own)] = own
+        routed.rows, routed.slots_of, routed.made = (a.ctypes.data for a in (rows, slots, made))
+        self.done += 1
+        return len(own)
+
+    def dispatch(self, number: int) -> None:
+        """Start sending the rows of a round to their experts."""
+        if number >= self.rounds:
+            return
+        sent, received, chosen = self.traffic(number)
+        rows = np.take(self.x, self.token[chosen], axis=0)
+        target = self.lent(number)[0][: sum(received)]
+        self.count(sent)
+        self.going[number] = (self.ranks.all_to_all(target, received, rows, sent), rows)
+
+    def combine(self, number: int) -> None:
+        """Start sending what became of the rows of a round back to where they are from."""
+        sent, received, chosen = self.traffic(number)
+        made = self.lent(number)[2][: sum(received)]
+        back = np.empty((len(chosen), self.width), self.dtype)
+        self.count(received)
+        self.coming[number] = (self.ranks.all_to_all(back, sent, made, received), back, chosen)
+
+    def finish(self, number: int) -> None:
+        """Put the outcomes of a round where they belong."""
+        work, back, chosen = self.coming.pop(number)
+        self.ranks.wait(work)
+        self.result[self.order[chosen]] = back
+
+    def traffic(self, number: int) -> tuple[list[int], list[int], np.ndarray]:
+        """Return the rows sent to and received from each rank in a round, and which are sent.
+
+        A rank's rows come in the order of their sources; round n takes `capacity` of them from
+        the n-th multiple of it on.
+        """
+        low, high = (
+            np.clip(edge - self.starts, 0, self.counts)
+            for edge in (number * self.capacity, (number + 1) * self.capacity)
+        )
+        mine = zip(self.offsets, low[self.me], high[self.me], strict=True)
+        chosen = np.concatenate([np.arange(o + a, o + b) for o, a, b in mine])
+        sizes = high - low
+        return sizes[self.me].tolist(), sizes[:, self.me].tolist(), chosen
+
+    def lent(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the memory of a round: rows, their slots, and what they become."""
+        turn, get = number % 2, self.exchange.memory
+        shape = (self.capacity, self.width)
+        return (
+            get(f"rows{turn}", shape, self.dtype),
+            get(f"slots{turn}", (self.capacity,), np.dtype(np.int64)),
+            get(f"made{turn}", shape, self.dtype),
+        )
+
+    def count(self, rows: Sequence[int]) -> None:
+        away = sum(rows) - rows[self.me]
+        self.exchange.sent_bytes += away * self.width * self.dtype.itemsize
+
+
+def _view(address: int | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """Return native memory as an array."""
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if not size or not address:
+        return np.empty(shape, dtype)
+    raw: Any = (ctypes.c_char * size).from_address(address)
+    return np.frombuffer(raw, dtype).reshape(shape)

@@ -1,0 +1,205 @@
+"""The processes that run an artifact together, over torch.distributed: who is who, and agreement.
+
+Processes are started by `torchrun`, or by anything that sets its variables. Ranks lie in a mesh
+`dp × ep × tp`, row-major. Torch is imported when the first of several processes connects.
+
+Invariants: every process calls the same methods in the same order; what goes wrong on one rank is
+raised on all of them, naming it; nothing waits longer than DILU_TIMEOUT.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from math import prod
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .. import knobs
+from ..errors import DiluError
+
+AXES = ("dp", "ep", "tp")
+_GRACE = 5.0  # seconds in which those that are alive say so after a failure
+_T = TypeVar("_T")
+
+
+class Ranks:
+    """This process among those of a mesh."""
+
+    def __init__(self, mesh: Mapping[str, int]) -> None:
+        import torch.distributed as dist
+
+        self.mesh = dict(mesh)
+        self.size = prod(mesh[axis] for axis in AXES)
+        self._dist = dist
+        _check_world(self.mesh, self.size)
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=timedelta(seconds=knobs.TIMEOUT.get()))
+        self.rank = dist.get_rank()
+        self.coordinates = _coordinates(self.rank, self.mesh)
+        self.expert_ranks: list[int] = []
+        for group in _groups("ep", self.mesh, self.size):
+            made = dist.new_group(group)  # every process makes every group
+            if self.rank in group:
+                self.expert_group, self.expert_ranks = made, group
+        self._failures = 0
+
+    @property
+    def owners(self) -> int:
+        """How many parts sequences are divided into."""
+        return self.mesh["dp"] * self.mesh["ep"]
+
+    @property
+    def owner(self) -> int:
+        """The part whose sequences this rank works on."""
+        return self.coordinates["dp"] * self.mesh["ep"] + self.coordinates["ep"]
+
+    # -- agreement
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return what every rank hands in, in their order: values that JSON has."""
+        data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        sizes = self.all_gather(np.array([data.size], np.int64), "agreement")[:, 0]
+        padded = np.zeros(int(sizes.max()), np.uint8)
+        padded[: data.size] = data
+        rows = self.all_gather(padded, "agreement")
+        return [json.loads(row[:n].tobytes()) for row, n in zip(rows, sizes, strict=True)]
+
+    def agreed(self, call: Callable[[], _T]) -> _T:
+        """Return what `call` returns; raise on all ranks where it raises DiluError on one."""
+        error: DiluError | None = None
+        result: Any = None
+        try:
+            result = call()
+        except DiluError as found:
+            error = found
+        found = self.gather(None if error is None else [error.message, error.hint])
+        failed = [rank for rank, told in enumerate(found) if told is not None]
+        if failed:
+            message, hint = found[failed[0]]
+            others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+            raise DiluError(f"rank {failed[0]}{others}: {message}", hint=hint) from error
+        return result
+
+    def require_equal(self, value: str, what: str) -> None:
+        """Raise DiluError, naming the ranks, where they do not all have the same `value`."""
+        values = self.gather(value)
+        other = [str(rank) for rank, v in enumerate(values) if v != values[0]]
+        if other:
+            raise DiluError(
+                f"the ranks do not have the same {what}: {', '.join(other)} differ from rank 0",
+                hint="give every machine the same artifact, compiled once and copied",
+            )
+
+    # -- arrays
+
+    def all_gather(self, array: np.ndarray, what: str) -> np.ndarray:
+        """Return `[ranks, …]` of all ranks' arrays of equal shape."""
+        return self._gathered(array, self.size, None, what)
+
+    def gather_counts(self, array: np.ndarray) -> np.ndarray:
+        """Return `[N, …]` of the arrays of this rank's group of experts."""
+        return self._gathered(array, len(self.expert_ranks), self.expert_group, "routing")
+
+    def gather_rows(self, rows: np.ndarray, counts: Sequence[int], what: str) -> list[np.ndarray]:
+        """Return the rows of every owner of sequences, `counts` of each."""
+        padded = np.zeros((max(counts, default=0), *rows.shape[1:]), rows.dtype)
+        padded[: len(rows)] = rows
+        each = self.all_gather(padded, what)
+        every = self.size // self.owners
+        return [each[owner * every][:count] for owner, count in enumerate(counts)]
+
+    def _gathered(self, array: np.ndarray, count: int, group: Any, what: str) -> np.ndarray:
+        import torch
+
+        out = np.empty((count, *array.shape), array.dtype)
+        if array.size:
+            own = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            parts = list(torch.from_numpy(out.reshape(count, -1).view(np.uint8)))
+            self.guarded(lambda: self._dist.all_gather(parts, own, group=group), what)
+        return out
+
+    def all_to_all(
+        self, out: np.ndarray, counts: Sequence[int], rows: np.ndarray, sent: Sequence[int]
+    ) -> Any:
+        """Start sending `sent[n]` of the rows to the n-th rank of the group of experts, and
+        receiving `counts[n]` from it; return what `wait` takes."""
+        import torch
+
+        target, source = (torch.from_numpy(a.view(np.uint8)) for a in (out, rows))
+        return self.guarded(
+            lambda: self._dist.all_to_all_single(
+                target, source, list(counts), list(sent), group=self.expert_group, async_op=True
+            ),
+            "the exchange of rows",
+        )
+
+    def wait(self, work: Any) -> None:
+        """Wait until an exchange is over."""
+        self.guarded(work.wait, "the exchange of rows")
+
+    # -- failures
+
+    def guarded(self, call: Callable[[], _T], what: str) -> _T:
+        """Return what a collective returns; raise DiluError, naming the ranks that are gone."""
+        try:
+            return call()
+        except RuntimeError as error:  # what torch.distributed raises for whatever happens
+            raise self._failure(what, error) from error
+
+    def _failure(self, what: str, error: Exception) -> DiluError:
+        lost = self._lost()
+        who = f"rank{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))}"
+        if not lost:
+            who = "a rank"
+        return DiluError(
+            f"{who} of {self.size} stopped answering during {what}",
+            hint="see what that process printed; start all of them again, with torchrun "
+            f"--max-restarts by itself (ranks wait {knobs.TIMEOUT.get()} s, {knobs.TIMEOUT.name})",
+        )
+
+    def _lost(self) -> list[int]:
+        """Return the ranks that do not report a failure as this one does."""
+        from torch.distributed import distributed_c10d
+
+        self._failures += 1
+        waiting = {rank: f"dilu/failure/{rank}/{self._failures}" for rank in range(self.size)}
+        try:
+            store: Any = distributed_c10d._get_default_store()  # type: ignore[attr-defined]
+            store.set(waiting[self.rank], "1")
+            end = time.monotonic() + _GRACE
+            while waiting and time.monotonic() < end:
+                waiting = {r: key for r, key in waiting.items() if not store.check([key])}
+                time.sleep(0.05)
+        except Exception:  # the store is the first rank's, and gone with it
+            return [0]
+        return sorted(waiting)
+
+
+def _check_world(mesh: Mapping[str, int], size: int) -> None:
+    world = knobs.WORLD_SIZE.get()
+    if world != size:
+        axes = ",".join(f"{axis}={mesh[axis]}" for axis in AXES if mesh[axis] > 1)
+        raise DiluError(
+            f"the artifact was compiled for {size} processes ({axes}), and there are {world}",
+            hint=f"start it with torchrun --nproc-per-node {size} -m dilu run …, or compile it "
+            "with another --mesh",
+        )
+
+
+def _coordinates(rank: int, mesh: Mapping[str, int]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for axis in reversed(AXES):
+        rank, found[axis] = divmod(rank, mesh[axis])
+    return found
+
+
+def _groups(axis: str, mesh: Mapping[str, int], size: int) -> list[list[int]]:
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for rank in range(size):
+        others = tuple(v for a, v in _coordinates(rank, mesh).items() if a != axis)
+        groups.setdefault(others, []).append(rank)
+    return list(groups.values())
