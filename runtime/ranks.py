@@ -36,13 +36,15 @@ class Ranks:
         self.size = prod(mesh[axis] for axis in AXES)
         self._dist = dist
         _check_world(self.mesh, self.size)
+        longest = timedelta(seconds=knobs.TIMEOUT.get())
         if not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=timedelta(seconds=knobs.TIMEOUT.get()))
+            dist.init_process_group("gloo", timeout=longest)
         self.rank = dist.get_rank()
         self.coordinates = _coordinates(self.rank, self.mesh)
         self.expert_ranks: list[int] = []
         for group in _groups("ep", self.mesh, self.size):
-            made = dist.new_group(group)  # every process makes every group
+            # Every process makes every group; one without a timeout of its own waits half an hour.
+            made = dist.new_group(group, timeout=longest)
             if self.rank in group:
                 self.expert_group, self.expert_ranks = made, group
         self._failures = 0

@@ -102,6 +102,9 @@ def test_compile(run, compiled, tmp_path):
         "config_only": False,
         "bundle": False,
         "max_seq": None,
+        "mesh": None,
+        "replicas": 0,
+        "expert_load": None,
     }
     assert Artifact.open(tmp_path / "toy.dilu").name == "toy"
 
@@ -109,7 +112,8 @@ def test_compile(run, compiled, tmp_path):
 def test_compile_options(run, compiled, tmp_path):
     out = tmp_path / "deep" / "x.dilu"
     done = run("compile", "c", "-o", out, "--target", "cpu", "--target", "null", "--bundle",
-               "--dtype", "bf16", "--max-seq", "99", "--config-only", "-v")  # fmt: skip
+               "--dtype", "bf16", "--max-seq", "99", "--config-only", "-v", "--mesh", "ep=4",
+               "--replicas", "4", "--expert-load", "load.json")  # fmt: skip
     assert done.code == 0
     ((_, options),) = compiled
     del options["progress"]
@@ -119,6 +123,9 @@ def test_compile_options(run, compiled, tmp_path):
         "config_only": True,
         "bundle": True,
         "max_seq": 99,
+        "mesh": "ep=4",
+        "replicas": 4,
+        "expert_load": Path("load.json"),
     }
     assert re.findall(r"^ +[\d.]+ s  (\w+)", done.err, re.MULTILINE) == ["capture", "compiling"]
     assert out.is_dir()

@@ -30,6 +30,8 @@ def test_defaults():
         "DILU_GPU_GRAPHS": True,
         "DILU_GPU_SYNC": False,
         "DILU_TRITON_3_2": None,
+        "DILU_TIMEOUT": 120,
+        "WORLD_SIZE": 1,
     }
 
 

@@ -42,7 +42,7 @@ def test_every_stage_is_completed():
     graph, records = compile_graph(GRAPH, TARGET)
     assert graph.stage == "planned"
     texts = stage_texts(GRAPH, records)
-    assert tuple(texts) == STAGES
+    assert tuple(texts) == tuple(s for s in STAGES if s != "sharded")  # only with a mesh
     for stage, text in texts.items():
         assert text.startswith(f"graph {stage}\n")
     assert [r.name for r in records] == names(pipeline(TARGET))

@@ -1,0 +1,164 @@
+"""Sharded models on several processes: the same logits and tokens as one process makes."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import numpy as np
+import pytest
+import ranks
+
+import dilu
+from dilu.compiler import rebalance
+from dilu.planner.expert_load import load_text
+from dilu.runtime.artifact import Artifact
+from dilu.runtime.shard import placements
+
+pytestmark = pytest.mark.slow
+HIDDEN = 144
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return `made(family)`: a checkpoint's folder and what one process finds."""
+    known: dict[str, tuple[Path, dict[str, Any]]] = {}
+
+    def make(family: str) -> tuple[Path, dict[str, Any]]:
+        if family not in known:
+            folder = tmp_path_factory.mktemp(family)
+            checkpoints.make_checkpoint(folder / "model", family, tokenizer=True)
+            dilu.compile(folder / "model").save(folder / "one.dilu")
+            with dilu.load(folder / "one.dilu") as session:
+                known[family] = folder, ranks.found(session)
+        return known[family]
+
+    return make
+
+
+def sharded(folder: Path, mesh: str, **options: Any) -> Path:
+    return dilu.compile(folder / "model", mesh=mesh, **options).save(folder / f"{mesh}.dilu")
+
+
+def check_equal(each: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    for own in each:
+        for got, want in zip(own["logits"], alone["logits"], strict=True):
+            error = np.abs(np.array(got) - want).max() / np.abs(want).max()
+            assert error < 1e-5
+        assert own["tokens"] == alone["tokens"]
+
+
+def off_rank(each: list[dict[str, Any]], artifact: Path, ep: int) -> int:
+    """Return how many assignments had their expert on another rank, without replicas."""
+    tables = np.concatenate(list(placements(Artifact.open(artifact).manifest).values()))
+    count = 0
+    for rank, own in enumerate(each):
+        for table, load in zip(tables, own["load"], strict=True):
+            count += sum(load) - sum(load[e] for e in table[rank % ep])
+    return count
+
+
+@pytest.mark.parametrize(
+    ("family", "mesh", "world"),
+    [
+        ("qwen3_moe", "ep=2", 2),
+        ("glm4_moe", "ep=2", 2),
+        ("deepseek_v3", "ep=4", 4),
+        ("qwen3_moe", "ep=8", 8),
+        ("deepseek_v3", "dp=2,ep=2", 4),
+    ],
+)
+def test_equals_one_process(made, family, mesh, world, tmp_path):
+    folder, alone = made(family)
+    artifact = sharded(folder, mesh)
+    each = ranks.run(artifact, tmp_path, world)
+    check_equal(each, alone)
+    ep = Artifact.open(artifact).manifest["mesh"]["ep"]
+    sent = sum(own["sent"] for own in each)
+    assert sent == 2 * off_rank(each, artifact, ep) * HIDDEN * 4  # there and back, f32
+    assert sent > 0
+    shared = [own["weights"] for own in each]
+    assert max(shared) - min(shared) < 0.01 * max(shared)
+    assert max(shared) < alone["weights"]
+
+
+def test_placing_anew_changes_where_and_nothing_else(made, tmp_path):
+    folder, alone = made("deepseek_v3")
+    artifact = sharded(folder, "ep=2", replicas=2)
+    before = placements(Artifact.open(artifact).manifest)
+    files = {p: p.read_bytes() for p in artifact.rglob("*") if p.is_file()}
+    first = ranks.run(artifact, tmp_path / "first", 2)
+    check_equal(first, alone)
+    load = tmp_path / "load.json"
+    rng = np.random.default_rng(2)
+    names = {name: rng.zipf(1.5, (len(t), 8)).astype(float) for name, t in before.items()}
+    load.write_text(load_text(names))
+    ratios = rebalance(artifact, load)
+    assert ratios["after"] <= ratios["before"]
+    changed = {p.name for p, content in files.items() if p.read_bytes() != content}
+    assert changed == {"manifest.json"}
+    after = placements(Artifact.open(artifact).manifest)
+    assert any((before[name] != after[name]).any() for name in before)
+    again = ranks.run(artifact, tmp_path / "again", 2)
+    assert again[0]["logits"] == first[0]["logits"]  # bit for bit
+    assert again[0]["tokens"] == first[0]["tokens"]
+
+
+# ------------------------------------------------------------------------------- failures
+
+
+def until_running(processes: list[Any], out: Path) -> None:
+    end = time.monotonic() + 120
+    while len(list(out.glob("*.json"))) < len(processes):
+        assert time.monotonic() < end and all(p.poll() is None for p in processes)
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_dies_or_hangs_is_named(made, how, tmp_path):
+    folder, _ = made("qwen3_moe")
+    artifact = sharded(folder, "ep=4")
+    processes = ranks.start(artifact, tmp_path, 4, mode="long", DILU_TIMEOUT="6")
+    until_running(processes, tmp_path)
+    processes[2].send_signal(how)
+    begun = time.monotonic()
+    others = [p for i, p in enumerate(processes) if i != 2]
+    try:
+        ends = [p.communicate(timeout=60)[1] for p in others]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert time.monotonic() - begun < 40
+    assert all(p.returncode == 1 for p in others)
+    assert all("rank 2 of 4 stopped answering" in errors for errors in ends), ends
+
+
+def test_artifacts_that_differ(made, tmp_path):
+    folder, _ = made("qwen3_moe")
+    artifact = sharded(folder, "ep=2")
+    sharded(folder, "ep=2").rename(tmp_path / "m0.dilu")
+    dilu.compile(folder / "model", mesh="ep=2", max_seq=64).save(tmp_path / "m1.dilu")
+    ends = ranks.outputs(ranks.start(tmp_path / "m{rank}.dilu", tmp_path / "out", 2))
+    assert all(code == 1 for code, _ in ends)
+    assert all("do not have the same artifact: 1 differ" in errors for _, errors in ends)
+    assert not artifact.exists()
+
+
+def test_too_little_memory_on_one_rank_stops_all(made, tmp_path):
+    folder, _ = made("qwen3_moe")
+    artifact = sharded(folder, "ep=2")
+    ends = ranks.outputs(ranks.start(artifact, tmp_path, 2, mode="run", DILU_TEST_POOR="1"))
+    assert all(code == 1 for code, _ in ends)
+    assert all("rank 1: not enough memory" in errors for _, errors in ends), ends
+
+
+def test_another_number_of_processes(made, tmp_path):
+    folder, _ = made("qwen3_moe")
+    artifact = sharded(folder, "ep=2")
+    with pytest.raises(dilu.DiluError, match=r"for 2 processes \(ep=2\), and there are 1") as e:
+        dilu.load(artifact)
+    assert "torchrun --nproc-per-node 2" in str(e.value.hint)

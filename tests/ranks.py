@@ -1,0 +1,105 @@
+"""Several processes that run an artifact together, as torchrun would start them.
+
+As a script: one of those processes. It writes what it found to a JSON file per rank.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PROMPTS = [
+    [5, 17, 3, 99, 42, 7, 250, 31, 8],
+    [11, 4],
+    [200, 100, 50, 25, 12, 6, 3, 90, 45, 22, 13],
+]
+TOKENS = 12
+
+
+def start(artifact: Path, out: Path, world: int, *, mode: str = "run", **env: str) -> list[Any]:
+    """Start `world` processes; return them. `env` is added to their environment; `{rank}` in a
+    value stands for a process's rank, and so it does in the artifact's name."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    out.mkdir(exist_ok=True)
+    found = []
+    for rank in range(world):
+        place = {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}  # fmt: skip
+        own = {name: value.format(rank=rank) for name, value in env.items()}
+        name = str(artifact).format(rank=rank)
+        command = [sys.executable, __file__, name, str(out / f"{rank}.json"), mode]
+        found.append(
+            subprocess.Popen(
+                command,
+                env={**os.environ, **place, **own},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return found
+
+
+def outputs(processes: list[Any], seconds: float = 300) -> list[tuple[int, str]]:
+    """Return the exit code and the errors of every process."""
+    try:
+        ends = [process.communicate(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, errors) for p, (_, errors) in zip(processes, ends, strict=True)]
+
+
+def run(artifact: Path, out: Path, world: int, **options: Any) -> list[dict[str, Any]]:
+    """Run the prompts on `world` processes; return what each of them found."""
+    for code, errors in outputs(start(artifact, out, world, **options)):
+        assert code == 0, errors
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(world)]
+
+
+def found(session: Any) -> dict[str, Any]:
+    """Return what a process reports: logits, tokens, and what it sent."""
+    logits = [rows.tolist() for rows in session.language.logits(PROMPTS)]
+    made: list[list[int]] = [[] for _ in PROMPTS]
+    for index, token in session.language.loop.generate(PROMPTS, max_tokens=TOKENS):
+        made[index].append(token)
+    exchange = session.exchange
+    return {
+        "logits": logits,
+        "tokens": made,
+        "sent": exchange and exchange.sent_bytes,
+        "load": exchange and [load.tolist() for load in exchange.load],
+        "weights": session.weight_bytes,
+    }
+
+
+def _main(artifact: str, out: str, mode: str) -> None:
+    import dilu
+    from dilu.errors import DiluError
+    from dilu.runtime import machine
+
+    if os.environ.get("DILU_TEST_POOR") == os.environ["RANK"]:
+        machine.available_memory = lambda: 1
+    try:
+        with dilu.load(artifact, threads=1) as session:
+            if mode == "run":
+                Path(out).write_text(json.dumps(found(session)))
+                return
+            for step, _ in enumerate(session.language.loop.generate([[5]] * 4, max_tokens=500)):
+                if step % 8 == 0:
+                    Path(out).write_text(str(step))
+    except DiluError as error:
+        sys.stderr.write(error.format())
+        sys.stderr.flush()
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
