@@ -178,6 +178,7 @@ class Bench:
     ) -> dict[str, Any]:
         """Return the calls to time: of the default variants, or with --tune of each choice too."""
         rows = int(parameters[0].shape[0])
+        self._settled()
         choices = made.variants(function, rows) if self.options.tune else [{}]
         calls = {}
         for number, choice in enumerate(choices):
@@ -193,6 +194,13 @@ class Bench:
         made.choose({})
         return calls
 
+    @staticmethod
+    def _settled() -> None:
+        """Wait for torch: our stream is another, and memory that torch has given away may still be
+        read by what it has queued."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
     def _error(
         self,
         made: Kernels,
@@ -205,7 +213,7 @@ class Bench:
     ) -> float:
         launches, _kept = made.prepared(function, (x, *more), constants[0], (y,))
         y.fill_(float("nan"))
-        torch.cuda.synchronize() if torch.cuda.is_available() else None
+        self._settled()
         made.run(launches)
         error = float((y.double() - want).abs().max() / want.abs().max())
         if not error < BOUND:

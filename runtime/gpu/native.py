@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import re
 import weakref
 from collections.abc import Generator, Sequence
@@ -92,7 +93,7 @@ class NativeDevice:
         self._number = self._get("device_get", ctypes.c_int, index)
         self.info = self._described(index)
         self._stream = 0
-        self._kernels: dict[tuple[str, str], _Kernel] = {}
+        self._kernels: dict[tuple[bytes, str], _Kernel] = {}
         self._launch = self._library.function("launch")
 
     # -- the device itself
@@ -182,9 +183,11 @@ class NativeDevice:
         file = code.text if text else code.binary
         if file is None:
             raise CodeRefused(f"the kernel {code.name} has no code that the driver compiles")
-        key = file, code.symbol
+        image = code.read(file)
+        # By content: other artifacts on this device may have other code under the same name.
+        key = hashlib.sha256(image).digest(), code.symbol
         if key not in self._kernels:
-            self._kernels[key] = self._loaded(code, code.read(file), text=text)
+            self._kernels[key] = self._loaded(code, image, text=text)
         return replace(self._kernels[key], name=code.name)
 
     def _loaded(self, code: KernelCode, image: bytes, *, text: bool) -> _Kernel:

@@ -57,12 +57,13 @@ class OnDevice:
         self.module: Module = generate(graph, target)
         self.launched: list[str] = []
         described = {
-            "program": "program.json",
-            "source": "module.py",
+            "program": "kernels/program.json",  # kernels are looked for beside it
+            "source": "kernels/module.py",
             "backend": target.gpu.backend,
             "arch": target.gpu.arch,
         }
         files = {"module.py": self.module.source.encode(), **self.module.files}
+        files = {f"kernels/{name}": data for name, data in files.items()}
         artifact = Artifact({"name": "kernels", "targets": {target.name: described}}, files)
         fits = fit(described, device.info)
         assert fits is not None, f"{target.name} does not run on {device.info.text}"

@@ -8,7 +8,7 @@ from fake_gpu import add_target, gpu_artifact, program
 
 import dilu
 from dilu.errors import DiluError
-from dilu.runtime.gpu.device import DeviceLost, find_devices, open_device
+from dilu.runtime.gpu.device import DeviceLost, KernelCode, find_devices, open_device
 
 X = np.arange(6, dtype=np.float32)
 
@@ -140,3 +140,21 @@ def test_a_program_that_cannot_be_read(cuda, tmp_path):
     artifact.files["kernels/cuda-80/program.json"] = b'{"kernels": []}'
     with pytest.raises(DiluError, match=r"the program kernels/cuda-80/program.json of gpu cannot"):
         dilu.load(artifact)
+
+
+def test_kernels_of_two_artifacts_with_the_same_file_names(cuda):
+    """A device outlives a session: another artifact's code is not taken for this one's."""
+    device = open_device("cuda")
+    images = {"a": b"BINARY one\nf\n", "b": b"BINARY other\nf\n"}
+
+    def code(name: str) -> KernelCode:
+        read = lambda _: images[name]
+        return KernelCode(
+            name, "loops", "f", (), 32, 0, 0, {}, "module.py", "f.cubin", None, read
+        )  # fmt: skip
+
+    with device.active():
+        loaded = [device.load(code(name), text=False) for name in "aba"]
+    assert loaded[0].module != loaded[1].module
+    assert loaded[0].module == loaded[2].module
+    device.close()
