@@ -127,12 +127,20 @@ def product_call(
         "BLOCK_ROWS": weight.block[0], "BLOCK_COLUMNS": weight.block[1],
         "ONE_SCALE": f"{reading.one_scale} % BN == 0", "TWO": two,
         "X": activation_parts(a.dtype, gpu), "W": reading.parts, "DOT": TYPES[gpu.dot.name],
-        "DECODE": f'"{gpu.decode}"', "PRECISION": '"ieee"', "NAN": "NAN", "BM": "BM", "BN": "BN",
+        "DECODE": _decoding(gpu), "PRECISION": '"ieee"', "NAN": "NAN", "BM": "BM", "BN": "BN",
         "BK": "BK",
     }  # fmt: skip
     pairs = matrices if two else matrices * 2
     positional = [x, valid, *pairs, first, row, begin, end]
     return f"product_tile({', '.join([*positional, *(f'{n}={v}' for n, v in constants.items())])})"
+
+
+def _decoding(gpu: Gpu) -> str:
+    """Return how codes become numbers. Conversion instructions are fewer, which helps tiles of many
+    rows, and slower, which costs the few rows whose time is that of reading weights a third."""
+    if gpu.decode == "native":
+        return f'"packed" if BM <= {FEW} else "native"'
+    return f'"{gpu.decode}"'
 
 
 def _divides(block: str, size: Dim) -> str:
