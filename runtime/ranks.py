@@ -164,7 +164,10 @@ class Ranks:
         )
 
     def _lost(self) -> list[int]:
-        """Return the ranks that do not report a failure as this one does."""
+        """Return the ranks that do not report a failure as this one does.
+
+        One that lives may notice a whole DILU_TIMEOUT later, since it waits for others that live.
+        """
         from torch.distributed import distributed_c10d
 
         self._failures += 1
@@ -172,12 +175,12 @@ class Ranks:
         try:
             store: Any = distributed_c10d._get_default_store()  # type: ignore[attr-defined]
             store.set(waiting[self.rank], "1")
-            end = time.monotonic() + _GRACE
+            end = time.monotonic() + knobs.TIMEOUT.get() + _GRACE
             while waiting and time.monotonic() < end:
                 waiting = {r: key for r, key in waiting.items() if not store.check([key])}
                 time.sleep(0.05)
-        except Exception:  # the store is the first rank's, and gone with it
-            return [0]
+        except Exception:  # the store is the first rank's: lost with it, or it has heard enough
+            return [0] if 0 in waiting else sorted(waiting)
         return sorted(waiting)
 
 
