@@ -144,15 +144,10 @@ def _sharding(
     from .planner.place_experts import place_experts
 
     parsed = parse_mesh(mesh)
-    if parsed.ep > 1 and any(target.gpu is not None for target in targets):
+    if parsed.ep * parsed.tp > 1 and any(target.gpu is not None for target in targets):
         raise DiluError(
-            "experts are divided among processes on CPUs only so far",
+            "models are divided among processes on CPUs only so far",
             hint="leave out --mesh, or the targets for GPUs",
-        )
-    if parsed.tp > 1:
-        raise DiluError(
-            "heads and columns are not divided among processes yet: tp is 1",
-            hint="divide experts and sequences: --mesh ep=8, or dp=2,ep=4",
         )
     loads = None if load is None else read_load(load)
 
@@ -412,9 +407,12 @@ def _constants(
 
     `dtype` is the element type in memory, `format` what the checkpoint calls it.
     """
+    from .ir.weights import Placed
+
     names = dict.fromkeys(v.name for f in graph.functions for v in f.constants)
     weights = {name: graph.weights[name] for name in names}
-    placements = {w.split.placement for w in weights.values() if w.split is not None}
+    splits = [split for w in weights.values() for split in w.splits]
+    placements = {split.placement for split in splits if isinstance(split, Placed)}
     held = {
         name: w.data for name, w in weights.items() if w.data is not None and name not in placements
     }
@@ -433,8 +431,8 @@ def _constants(
             "shape": [int(d) for d in weight.whole.shape],
             "grid": weight.grid,
         }
-        if weight.split is not None:
-            entry["split"] = dataclasses.asdict(weight.split)
+        if weight.splits:
+            entry["splits"] = [dataclasses.asdict(split) for split in weight.splits]
         if name in placements and weight.data is not None:
             place = {"file": [], "offset": [], "tensor": [], "values": weight.data.tolist()}
         elif name in held:
@@ -455,7 +453,7 @@ def _constants(
 
 
 def _entry(name: str, weight: Weight) -> Entry:
-    return Entry(name, weight.dtype.name, tuple(int(d) for d in weight.type.shape), weight.nbytes)
+    return Entry(name, weight.dtype.name, tuple(int(d) for d in weight.whole.shape), weight.nbytes)
 
 
 def _bytes(array: np.ndarray) -> bytes | memoryview:

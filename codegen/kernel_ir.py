@@ -346,6 +346,23 @@ class RoutedPlan:
 
 
 @dataclass(frozen=True)
+class CollectivePlan:
+    """What the host does with the ranks along `axis`: see the ops `all_reduce` and `all_gather`.
+
+    `x` is `[rows, width]` of `dtype`. Gathered rows are `width` numbers of every rank, one after
+    another.
+    """
+
+    kind: OneOf["all_reduce", "all_gather"]
+    axis: str
+    dtype: DType
+    rows: Dim
+    width: Dim
+    x: Place
+    result: Place
+
+
+@dataclass(frozen=True)
 class Plan:
     """One function of the graph: its kernels in order, and the sizes of its arena slots in bytes.
 
@@ -358,7 +375,7 @@ class Plan:
     constants: int
     results: int
     slots: tuple[Dim, ...]
-    steps: tuple[Launch | CallPlan | RoutedPlan, ...]
+    steps: tuple[Launch | CallPlan | RoutedPlan | CollectivePlan, ...]
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ import sympy
 
 from ..errors import DiluError
 from ..ir.graph import Function, Graph, Node, Value
-from ..ir.ops.collective import Routed
+from ..ir.ops.collective import AllGather, Collective, Routed
 from ..ir.ops.control import Call
 from ..ir.text import print_node
 from ..ir.types import Dim, dim, numel, symbols
 from .kernel_ir import (
     Buffer,
     CallPlan,
+    CollectivePlan,
     Entry,
     Kernel,
     Launch,
@@ -65,17 +66,17 @@ def function_symbols(function: Function) -> tuple[str, ...]:
 def _work(function: Function) -> Dim:
     """Return a number that is zero only when the function has nothing to do."""
     results = sum((numel(r.type.shape) for r in function.results), 0)
-    if has_routed(function):  # a rank without tokens works for the others
+    if has_collectives(function):  # a rank without tokens works for the others
         return 1
     if function.states and function.parameters:
         return dim(numel(function.parameters[0].type.shape))
     return dim(results)
 
 
-def has_routed(function: Function) -> bool:
+def has_collectives(function: Function) -> bool:
     """Whether a function takes part in what other ranks do."""
-    return any(isinstance(n.op, Routed) for n in function.nodes) or any(
-        has_routed(n.op.body) for n in function.nodes if isinstance(n.op, Call)
+    return any(isinstance(n.op, (Routed, Collective)) for n in function.nodes) or any(
+        has_collectives(n.op.body) for n in function.nodes if isinstance(n.op, Call)
     )
 
 
@@ -92,7 +93,7 @@ def _pieces(graph: Graph, constant: Value, target: Target) -> int:
 def lower_function(function: Function, pieces: Mapping[str, int], target: Target) -> Plan:
     """Return the plan of a function whose constants are spread over `pieces` leading axes."""
     places = _Places(function)
-    steps: list[Launch | CallPlan | RoutedPlan] = []
+    steps: list[Launch | CallPlan | RoutedPlan | CollectivePlan] = []
     for node in function.nodes:
         try:
             if node.op.name == "kernel":
@@ -101,6 +102,8 @@ def lower_function(function: Function, pieces: Mapping[str, int], target: Target
                 steps.append(_call(node, places, pieces, target))
             elif node.op.name == "routed":
                 steps.append(_routed(node, places, pieces, target))
+            elif isinstance(node.op, Collective):
+                steps.append(_collective(node, node.op, places))
         except DiluError as error:
             raise error.in_pass("lower", _short(node), node.loc) from None
     return Plan(
@@ -115,8 +118,8 @@ def lower_function(function: Function, pieces: Mapping[str, int], target: Target
 
 
 def _short(node: Node) -> str:
-    body: Function = node.op.body  # type: ignore[attr-defined]
-    return f"{node.op.name} @{body.name}"
+    body: Function | None = getattr(node.op, "body", None)
+    return node.op.name if body is None else f"{node.op.name} @{body.name}"
 
 
 class _Places:
@@ -316,6 +319,20 @@ def _routed(node: Node, places: _Places, pieces: Mapping[str, int], target: Targ
         places.of(indices),
         places.of(placement),
         tuple(places.of(c) for c in constants),
+        places.of(node.output),
+    )
+
+
+def _collective(node: Node, op: Collective, places: _Places) -> CollectivePlan:
+    (x,) = node.inputs
+    split = op.dim if isinstance(op, AllGather) else 0
+    return CollectivePlan(
+        "all_gather" if isinstance(op, AllGather) else "all_reduce",
+        op.axis,
+        x.type.dtype,
+        numel(x.type.shape[:split]),
+        numel(x.type.shape[split:]),
+        places.of(x),
         places.of(node.output),
     )
 

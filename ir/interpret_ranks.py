@@ -14,7 +14,7 @@ from ..errors import DiluError
 from .graph import Function, Graph
 from .interpret import Arrays, Interpreter, Runs, bind_sizes
 from .mesh import Mesh
-from .ops.collective import Routed
+from .ops.collective import Collective, Routed
 from .ops.control import Call
 
 
@@ -54,6 +54,13 @@ class _Ranks:
                 made = self.together(op, group, [arguments[r] for r in group])
                 for rank, array in zip(group, made, strict=True):
                     outputs[rank] = (array,)
+            return outputs
+        if isinstance(op, Collective):
+            outputs = [()] * self.mesh.size
+            for group in self.mesh.groups(op.axis):
+                made = op.reference_ranks([arguments[r][0] for r in group])
+                for rank in group:
+                    outputs[rank] = (made,)
             return outputs
         if isinstance(op, Call):
             runs = [Runs(op, own) for own in arguments]

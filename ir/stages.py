@@ -19,7 +19,7 @@ class Stage:
 
 
 #: Ops in which ranks of a mesh take part together.
-COLLECTIVES = frozenset({"routed"})
+COLLECTIVES = frozenset({"routed", "all_reduce", "all_gather"})
 _CODES = frozenset({"decode", "encode"})
 #: What a fused function consists of: kernels, calls, and views that cost nothing.
 _REGIONS = frozenset({"kernel", "call", "reshape"}) | COLLECTIVES

@@ -29,13 +29,40 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """How a rank's part of a constant is chosen: along `axis` of the mesh it holds, of dimension
-    `dim` of the whole, the indices that the constant `placement`, `[…, ranks, slots]`, names."""
+class Placed:
+    """A part of a constant: along `axis` of the mesh, a rank holds of dimension `dim` of the whole
+    the indices that the constant `placement`, `[…, ranks, slots]`, names."""
 
     axis: str
     dim: int
     placement: str
+
+    def stacked(self, leading: int) -> Placed:
+        """Return the same split of a constant with more leading dimensions."""
+        return Placed(self.axis, self.dim + leading, self.placement)
+
+
+@dataclass(frozen=True, slots=True)
+class Even:
+    """An equal part of a constant: along `axis` of the mesh, index i of the n-th rank's dimension
+    `dim`, of `size`, is index `(n·size + i)·step // block` of the whole's.
+
+    So rows are divided, and scales of `block` rows, of which a part begins at any multiple of
+    `step`: then a scale stands for `step` rows.
+    """
+
+    axis: str
+    dim: int
+    size: int
+    step: int = 1
+    block: int = 1
+
+    def stacked(self, leading: int) -> Even:
+        """Return the same split of a constant with more leading dimensions."""
+        return Even(self.axis, self.dim + leading, self.size, self.step, self.block)
+
+
+Split = Placed | Even
 
 
 @dataclass(frozen=True)
@@ -44,7 +71,7 @@ class Weight:
 
     `grid` counts the leading dimensions that are spread over `pieces`. Exactly one of `pieces`
     and `data` is set; neither, when only the model's configuration was given. `data` holds raw
-    storage (`dtype.storage`) of the whole constant. With a `split`, `type` is what one rank has,
+    storage (`dtype.storage`) of the whole constant. With `splits`, `type` is what one rank has,
     and `whole` what all have together, which pieces or data are of.
     """
 
@@ -52,7 +79,7 @@ class Weight:
     grid: int = 0
     pieces: tuple[Piece, ...] = ()
     data: np.ndarray | None = None
-    split: Split | None = None
+    splits: tuple[Split, ...] = ()
     whole_type: TensorType | None = None
 
     @property

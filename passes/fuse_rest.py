@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ..errors import UnsupportedError
 from ..ir.graph import Function, Graph, Node
+from ..ir.ops.collective import Collective
 from ..ir.ops.control import Kernel, Subprogram
 from ..ir.ops.index import Reshape
 from ..ir.ops.language import Attention, CacheUpdate, Experts
@@ -36,7 +37,7 @@ def _single(function: Function) -> Function:
     regions = [
         Region(_kind(n), n.op.name, frozenset({key(n)}))
         for n in function.nodes
-        if not isinstance(n.op, (Kernel, Subprogram, Reshape))
+        if not isinstance(n.op, (Kernel, Subprogram, Collective, Reshape))
     ]
     return cut_out(function, regions) if regions else function
 

@@ -27,6 +27,7 @@ from .legalize_float8 import legalize_float8
 from .manager import Pass, PassRecord, pass_name, run_passes
 from .plan_memory import plan_memory
 from .shard_experts import Placing, shard_experts
+from .shard_tensors import shard_tensors
 from .simplify_identities import simplify_identities
 from .sink_views import sink_views
 
@@ -54,7 +55,10 @@ def pipeline(target: PassTarget, sharding: Sharding | None = None) -> dict[str, 
     """Return the passes in order of running, under the stage that they complete."""
     sharded: dict[str, list[Pass]] = {}
     if sharding is not None:
-        passes: list[Pass] = [partial(shard_experts, mesh=sharding.mesh, place=sharding.place)]
+        passes: list[Pass] = [
+            partial(shard_tensors, mesh=sharding.mesh),
+            partial(shard_experts, mesh=sharding.mesh, place=sharding.place),
+        ]
         sharded = {"sharded": passes}
     return {
         "normalized": [

@@ -19,7 +19,7 @@ from ..ir.ops.language import Experts
 from ..ir.ops.reduce import ReduceSum
 from ..ir.rewrite import Builder, substituted
 from ..ir.types import TensorType, shape_of, symbol
-from ..ir.weights import Piece, Split, Weight
+from ..ir.weights import Piece, Placed, Weight
 from .anchors import weight_chain
 from .eliminate_dead import live_part
 from .regions import Dataflow
@@ -93,11 +93,12 @@ class _Sharding:
             slots = layer.placements[name].shape[-1]
             shape = (*old.type.shape[:stacked], slots, *old.type.shape[stacked + 1 :])
             outer[inner] = constants[old.name] = Value(old.name, old.type.with_shape(shape))
+            weight = _in_pieces(self.weights[old.name], stacked + 1)
             self.weights[old.name] = replace(
-                _in_pieces(self.weights[old.name], stacked + 1),
+                weight,
                 type=outer[inner].type,
-                split=Split("ep", stacked, prefix + name),
-                whole_type=old.type,
+                splits=(*weight.splits, Placed("ep", stacked, prefix + name)),
+                whole_type=weight.whole,
             )
         outer |= added
         inputs = tuple(outer[v.name] for v in body.inputs)
@@ -218,7 +219,7 @@ def _in_pieces(weight: Weight, grid: int) -> Weight:
     if weight.grid >= grid or weight.data is not None or not weight.pieces:
         return replace(weight, grid=max(weight.grid, grid))
     count = 1
-    for size in weight.type.shape[weight.grid : grid]:
+    for size in weight.whole.shape[weight.grid : grid]:
         count *= int(size)
     pieces = tuple(
         Piece(p.file, p.tensor, p.offset + i * (p.nbytes // count), p.nbytes // count)

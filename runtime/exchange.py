@@ -20,31 +20,6 @@ import numpy as np
 from .ranks import Ranks
 
 
-class _Routed(ctypes.Structure):
-    """`dilu_routed` of the module's C interface."""
-
-    _fields_ = [
-        *((n, ctypes.c_int64) for n in ("tokens", "choices", "width", "itemsize")),
-        *((n, ctypes.c_int64) for n in ("ranks", "slots", "capacity")),
-        *((n, ctypes.c_void_p) for n in ("x", "indices", "placement", "result")),
-        *((n, ctypes.c_void_p) for n in ("rows", "slots_of", "made")),
-    ]
-
-
-_Next = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.POINTER(_Routed))
-
-
-class _Host(ctypes.Structure):
-    """`dilu_host`."""
-
-    _fields_ = [
-        ("next", _Next),
-        ("context", ctypes.c_void_p),
-        ("count", ctypes.c_int64),
-        ("lent", ctypes.c_void_p * 3),
-    ]
-
-
 class Exchange:
     """Sends a session's rows to experts and back; `sent_bytes` counts what left this rank.
 
@@ -57,49 +32,31 @@ class Exchange:
         self.load: list[np.ndarray] = []
         self.rounds = 0
         self._block = 0
-        self._error: BaseException | None = None
         self._job: _Job | None = None
         self._holders: dict[int, _Holders] = {}
         self._memory: dict[str, np.ndarray] = {}
-        self._next = _Next(self._answer)
-        self._host = _Host(self._next, None, 0)
-
-    @property
-    def address(self) -> int:
-        return ctypes.addressof(self._host)
 
     def begin(self) -> None:
         """Get ready for a run of a function."""
-        self._block, self._error, self._job = 0, None, None
+        self._block, self._job = 0, None
 
-    def finish(self) -> None:
-        """Raise what went wrong while a function ran."""
-        if self._error is not None:
-            raise self._error
-
-    def _answer(self, _: int, routed: Any) -> int:
+    def next(self, routed: Any) -> int:
         """Return how many rows native code is to work on; -1 where there are no more.
 
-        No exception may pass through native code: it is kept, and the function runs to its end.
+        `routed` is the `dilu_routed` of the block of experts.
         """
-        if self._error is not None:
-            return -1
-        try:
-            if self._job is None:
-                self._job = self._begun(routed.contents)
-            count = self._job.step(routed.contents)
-            if count < 0:
-                self._job = None
-            return count
-        except BaseException as error:
-            self._error = error
-            return -1
+        if self._job is None:
+            self._job = self._begun(routed)
+        count = self._job.step(routed)
+        if count < 0:
+            self._job = None
+        return count
 
     def _begun(self, routed: Any) -> _Job:
         holders = self._holders.get(routed.placement)
         if holders is None:
             shape = (routed.ranks, routed.slots)
-            holders = _Holders(_view(routed.placement, shape, np.dtype(np.int64)))
+            holders = _Holders(view(routed.placement, shape, np.dtype(np.int64)))
             self._holders[routed.placement] = holders
         job = _Job(self, routed, holders)
         if self._block == len(self.load):
@@ -135,13 +92,13 @@ class _Job:
 
     def __init__(self, exchange: Exchange, routed: Any, holders: _Holders) -> None:
         self.exchange, self.ranks = exchange, exchange.ranks
-        self.me = self.ranks.expert_ranks.index(self.ranks.rank)
+        self.me = self.ranks.groups["ep"].index(self.ranks.rank)
         tokens, choices, width = routed.tokens, routed.choices, routed.width
         self.dtype = np.dtype(f"u{routed.itemsize}")
         self.capacity, self.width = routed.capacity, width
-        self.x = _view(routed.x, (tokens, width), self.dtype)
-        self.result = _view(routed.result, (tokens * choices, width), self.dtype)
-        indices = _view(routed.indices, (tokens, choices), np.dtype(np.int64)).reshape(-1)
+        self.x = view(routed.x, (tokens, width), self.dtype)
+        self.result = view(routed.result, (tokens * choices, width), self.dtype)
+        indices = view(routed.indices, (tokens, choices), np.dtype(np.int64)).reshape(-1)
         self.experts = np.clip(indices, 0, holders.experts - 1)
         token = np.arange(tokens * choices) // max(choices, 1)
         copy = (token + self.me) % holders.copies[self.experts]
@@ -150,7 +107,7 @@ class _Job:
         self.token = token[self.order]
         counts = np.bincount(keys, minlength=routed.ranks * routed.slots)
         shape = (routed.ranks, routed.slots)
-        counts_SDE = self.ranks.gather_counts(counts.reshape(shape))  # source, destination, slot
+        counts_SDE = self.ranks.gather_along("ep", counts.reshape(shape), "routing")
         self.counts = counts_SDE.sum(-1)
         self.starts = np.cumsum(self.counts, 0) - self.counts
         slots = np.tile(np.arange(routed.slots), routed.ranks)
@@ -194,7 +151,7 @@ class _Job:
         rows = np.take(self.x, self.token[chosen], axis=0)
         target = self.lent(number)[0][: sum(received)]
         self.count(sent)
-        self.going[number] = (self.ranks.all_to_all(target, received, rows, sent), rows)
+        self.going[number] = (self.ranks.all_to_all("ep", target, received, rows, sent), rows)
 
     def combine(self, number: int) -> None:
         """Start sending what became of the rows of a round back to where they are from."""
@@ -202,7 +159,11 @@ class _Job:
         made = self.lent(number)[2][: sum(received)]
         back = np.empty((len(chosen), self.width), self.dtype)
         self.count(received)
-        self.coming[number] = (self.ranks.all_to_all(back, sent, made, received), back, chosen)
+        self.coming[number] = (
+            self.ranks.all_to_all("ep", back, sent, made, received),
+            back,
+            chosen,
+        )
 
     def finish(self, number: int) -> None:
         """Put the outcomes of a round where they belong."""
@@ -240,7 +201,7 @@ class _Job:
         self.exchange.sent_bytes += away * self.width * self.dtype.itemsize
 
 
-def _view(address: int | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+def view(address: int | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     """Return native memory as an array."""
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if not size or not address:

@@ -41,12 +41,15 @@ class Ranks:
             dist.init_process_group("gloo", timeout=longest)
         self.rank = dist.get_rank()
         self.coordinates = _coordinates(self.rank, self.mesh)
-        self.expert_ranks: list[int] = []
-        for group in _groups("ep", self.mesh, self.size):
-            # Every process makes every group; one without a timeout of its own waits half an hour.
-            made = dist.new_group(group, timeout=longest)
-            if self.rank in group:
-                self.expert_group, self.expert_ranks = made, group
+        #: By axis: the ranks that differ from this one along it alone, itself among them.
+        self.groups: dict[str, list[int]] = {}
+        self._handles: dict[str, Any] = {}
+        for axis in ("ep", "tp"):
+            for group in _groups(axis, self.mesh, self.size):
+                # Every process makes every group; one without a timeout of its own waits long.
+                made = dist.new_group(group, timeout=longest) if len(group) > 1 else None
+                if self.rank in group:
+                    self.groups[axis], self._handles[axis] = group, made
         self._failures = 0
 
     @property
@@ -102,9 +105,9 @@ class Ranks:
         """Return `[ranks, …]` of all ranks' arrays of equal shape."""
         return self._gathered(array, self.size, None, what)
 
-    def gather_counts(self, array: np.ndarray) -> np.ndarray:
-        """Return `[N, …]` of the arrays of this rank's group of experts."""
-        return self._gathered(array, len(self.expert_ranks), self.expert_group, "routing")
+    def gather_along(self, axis: str, array: np.ndarray, what: str) -> np.ndarray:
+        """Return `[N, …]` of the arrays, of equal shape, of this rank's group along an axis."""
+        return self._gathered(array, len(self.groups[axis]), self._handles[axis], what)
 
     def gather_rows(self, rows: np.ndarray, counts: Sequence[int], what: str) -> list[np.ndarray]:
         """Return the rows of every owner of sequences, `counts` of each."""
@@ -125,16 +128,21 @@ class Ranks:
         return out
 
     def all_to_all(
-        self, out: np.ndarray, counts: Sequence[int], rows: np.ndarray, sent: Sequence[int]
+        self,
+        axis: str,
+        out: np.ndarray,
+        counts: Sequence[int],
+        rows: np.ndarray,
+        sent: Sequence[int],
     ) -> Any:
-        """Start sending `sent[n]` of the rows to the n-th rank of the group of experts, and
+        """Start sending `sent[n]` of the rows to the n-th rank of the group along an axis, and
         receiving `counts[n]` from it; return what `wait` takes."""
         import torch
 
         target, source = (torch.from_numpy(a.view(np.uint8)) for a in (out, rows))
         return self.guarded(
             lambda: self._dist.all_to_all_single(
-                target, source, list(counts), list(sent), group=self.expert_group, async_op=True
+                target, source, list(counts), list(sent), group=self._handles[axis], async_op=True
             ),
             "the exchange of rows",
         )

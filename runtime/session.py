@@ -34,8 +34,8 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     import numpy as np
 
-    from .exchange import Exchange
     from .gpu.device import Device
+    from .host import Host
     from .language import LanguageModel
     from .ranks import Ranks
 
@@ -88,8 +88,8 @@ class Session:
         self._closed = True  # until all is loaded
         try:
             require_bound(artifact)
-            self.exchange = _exchange(artifact, self.ranks, choice)
-            self._engine = _engine(artifact, choice, self.threads, self.exchange)
+            self.host = _host(self.ranks, choice)
+            self._engine = _engine(artifact, choice, self.threads, self.host)
         except BaseException:
             if choice.device is not None:
                 choice.device.close()
@@ -117,15 +117,16 @@ class Session:
     def expert_load(self) -> dict[str, np.ndarray]:
         """Return how often tokens chose each expert so far, i64[layers, experts] by the name of
         the layers, on all ranks together; every rank has to call it."""
-        if self.exchange is None or self.ranks is None:
+        if self.host is None or self.ranks is None or self.ranks.mesh["ep"] == 1:
             raise DiluError(
                 f"{self.artifact.name} does not count the load of its experts",
                 hint="compile it with --mesh ep=2 or more, and run it with torchrun",
             )
         import numpy as np
 
-        own = [load.tolist() for load in self.exchange.load]
-        everyones = np.array(self.ranks.gather(own), np.int64)
+        own = [load.tolist() for load in self.host.exchange.load]
+        # Neighbours along tp, the innermost axis, count the same tokens.
+        everyones = np.array(self.ranks.gather(own)[:: self.ranks.mesh["tp"]], np.int64)
         blocks = self.artifact.manifest["routed"][: len(own)]
         layers: dict[str, list[np.ndarray]] = {}
         for block, load in zip(blocks, everyones.sum(0), strict=True):
@@ -242,24 +243,25 @@ def _connected(artifact: Artifact) -> Ranks | None:
     return ranks
 
 
-def _exchange(artifact: Artifact, ranks: Ranks | None, choice: Choice) -> Exchange | None:
-    if ranks is None or ranks.mesh["ep"] == 1:
+def _host(ranks: Ranks | None, choice: Choice) -> Host | None:
+    """Return what native code asks of other ranks; None where it has nothing to ask."""
+    if ranks is None or ranks.mesh["ep"] == ranks.mesh["tp"] == 1:
         return None
     if choice.device is not None:
         raise DiluError(
-            f"experts on several ranks do not run on {choice.target} yet",
+            f"a model divided among processes does not run on {choice.target} yet",
             hint="choose a target for CPUs with --target, or compile without --mesh",
         )
-    from .exchange import Exchange
+    from .host import Host
 
-    return Exchange(ranks)
+    return Host(ranks)
 
 
-def _engine(artifact: Artifact, choice: Choice, threads: int, exchange: Exchange | None) -> Engine:
+def _engine(artifact: Artifact, choice: Choice, threads: int, host: Host | None) -> Engine:
     if choice.device is None:
         from .cpu.engine import CpuEngine
 
-        return CpuEngine(artifact, choice.target, threads, exchange)
+        return CpuEngine(artifact, choice.target, threads, host)
     from .gpu.engine import GpuEngine
 
     return GpuEngine(artifact, choice.target, choice.device, text=choice.text)

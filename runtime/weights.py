@@ -1,7 +1,8 @@
 """The weights of a session: files mapped where they are, and a table of addresses per constant.
 
-Invariant: nothing is read, copied or converted; a file that is not the one that was compiled is
-refused; and so is a model that does not fit in memory, before any of it is loaded.
+Invariant: nothing is converted, nor copied but what is scattered over a tensor of which other ranks
+have the rest; a file that is not the one that was compiled is refused; and so is a model that does
+not fit in memory, before any of it is loaded.
 """
 
 from __future__ import annotations
@@ -44,10 +45,39 @@ class Weights:
             for name, constant in artifact.manifest["constants"].items()
             if "values" not in constant
         }
+        self._copies: list[np.ndarray] = []
         for name, constant in artifact.manifest["constants"].items():
             if "values" in constant:  # the manifest's own
-                self._views.append(np.array(constant["values"], storage(constant["dtype"])))
-                self._tables[name] = np.array([self._views[-1].ctypes.data], np.uint64)
+                self._copies.append(np.array(constant["values"], storage(constant["dtype"])))
+                self._tables[name] = np.array([self._copies[-1].ctypes.data], np.uint64)
+            elif "part" in constant:
+                progress("copy weights")
+                self._tables[name] = self._copied(constant)
+        if self._copies:
+            self._forget()
+
+    def _copied(self, constant: dict[str, Any]) -> np.ndarray:
+        """Copy the parts of a constant's pieces; return their addresses."""
+        stored, dtype = constant["stored"], storage(constant["dtype"])
+        nbytes = prod(stored) * dtype.itemsize
+        count = len(constant["file"])
+        copy = np.empty((count, *constant["shape"][constant["grid"] :]), dtype)
+        index = np.ix_(*(
+            (first + np.arange(size)) * step // block
+            for first, size, step, block in constant["part"]
+        ))  # fmt: skip
+        for own, file, offset in zip(copy, constant["file"], constant["offset"], strict=True):
+            piece = self._views[file][offset : offset + nbytes]
+            own[...] = piece.view(dtype).reshape(stored)[index]
+        self._copies.append(copy)
+        return copy.ctypes.data + np.arange(count, dtype=np.uint64) * np.uint64(copy[0].nbytes)
+
+    def _forget(self) -> None:
+        """Give back the memory of mapped pages that were read to be copied."""
+        for mapped in self._maps:
+            if hasattr(mmap, "MADV_DONTNEED"):
+                with contextlib.suppress(OSError):
+                    mapped.madvise(mmap.MADV_DONTNEED)
 
     def table(self, name: str) -> np.ndarray:
         """Return u64[pieces]: the addresses of a constant's pieces, row-major over its grid."""
@@ -63,7 +93,7 @@ class Weights:
     def close(self) -> None:
         """Unmap the files; the tables must not be used afterwards."""
         self._tables = {}
-        self._views = []
+        self._views, self._copies = [], []
         while self._maps:
             with contextlib.suppress(BufferError):
                 self._maps.pop().close()
@@ -141,7 +171,8 @@ def _addresses(
     file = np.asarray(constant["file"], np.int64)
     offset = np.asarray(constant["offset"], np.int64)
     grid, shape = constant["grid"], constant["shape"]
-    nbytes = prod(shape[grid:]) * storage(constant["dtype"]).itemsize
+    stored = constant.get("stored", shape[grid:])
+    nbytes = prod(stored) * storage(constant["dtype"]).itemsize
     fits = len(file) == len(offset) == prod(shape[:grid])
     fits = fits and bool(((file >= 0) & (file < len(bases))).all())
     if not fits or bool(((offset < 0) | (offset + nbytes > sizes[file])).any()):

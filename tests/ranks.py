@@ -70,11 +70,12 @@ def found(session: Any) -> dict[str, Any]:
     made: list[list[int]] = [[] for _ in PROMPTS]
     for index, token in session.language.loop.generate(PROMPTS, max_tokens=TOKENS):
         made[index].append(token)
-    exchange = session.exchange
+    exchange = session.host and session.host.exchange
     return {
         "logits": logits,
         "tokens": made,
         "sent": exchange and exchange.sent_bytes,
+        "summed": session.host and session.host.sent_bytes,
         "load": exchange and [load.tolist() for load in exchange.load],
         "weights": session.weight_bytes,
     }

@@ -21,7 +21,7 @@ def checkpoint(tmp_path_factory):
     ("options", "says"),
     [
         ({"mesh": "ep"}, "not a mesh"),
-        ({"mesh": "ep=2,tp=2"}, "heads and columns are not divided"),
+        ({"mesh": "tp=7"}, "nothing in this model can be divided among tp=7"),
         ({"mesh": "ep=2", "target": "cuda:80"}, "on CPUs only"),
         ({"replicas": 2}, "replicas is given, but no mesh"),
         ({"expert_load": "x.json"}, "expert_load is given, but no mesh"),

@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from ...ir.dtypes import BF16
+from ...ir.mesh import AXES
 from ...ir.types import Dim, symbols
-from ..kernel_ir import CallPlan, Kernel, Launch, Place, Plan, RoutedPlan, Stacked
+from ..kernel_ir import CallPlan, CollectivePlan, Kernel, Launch, Place, Plan, RoutedPlan, Stacked
 from .emit_kernel import emit_kernel
 from .expressions import c_name, emit_index
 from .frame import Frame
@@ -32,7 +34,7 @@ class EmittedKernel:
 
 @dataclass(frozen=True)
 class EmittedPlan:
-    """`host`: whether it takes the host that sends rows to other ranks."""
+    """`host`: whether it takes the host that speaks with other ranks."""
 
     name: str
     symbols: tuple[str, ...]
@@ -96,6 +98,8 @@ class ModuleText:
         for step in plan.steps:
             if isinstance(step, Launch):
                 steps.append((step, self.kernel(step.kernel)))
+            elif isinstance(step, CollectivePlan):
+                steps.append((step, None))
             else:
                 steps.append((step, self.plan(step.plan)))
         wanted = self.fresh(f"run_{c_name(plan.name)}")
@@ -109,12 +113,15 @@ class ModuleText:
         return self._plans[name]
 
 
-_Steps = list[tuple[Launch, Frame] | tuple[CallPlan | RoutedPlan, EmittedPlan]]
+_Steps = list[
+    tuple[Launch, Frame] | tuple[CallPlan | RoutedPlan, EmittedPlan] | tuple[CollectivePlan, None]
+]
 
 
 def _has_host(steps: _Steps) -> bool:
     return any(
-        isinstance(step, RoutedPlan) or (isinstance(emitted, EmittedPlan) and emitted.host)
+        isinstance(step, (RoutedPlan, CollectivePlan))
+        or (isinstance(emitted, EmittedPlan) and emitted.host)
         for step, emitted in steps
     )
 
@@ -122,8 +129,11 @@ def _has_host(steps: _Steps) -> bool:
 def _plan_symbols(plan: Plan, steps: _Steps) -> tuple[str, ...]:
     found = set(symbols(plan.slots))
     for step, emitted in steps:
-        own = {step.symbol} if isinstance(step, RoutedPlan) else set[str]()
-        found.update(set(emitted.symbols) - own)
+        if isinstance(step, CollectivePlan):
+            found.update(symbols([step.rows, step.width]))
+        if emitted is not None:
+            own = {step.symbol} if isinstance(step, RoutedPlan) else set[str]()
+            found.update(set(emitted.symbols) - own)
         if isinstance(step, RoutedPlan):
             found.update(symbols([step.tokens]))
         if isinstance(step, CallPlan):
@@ -159,6 +169,9 @@ def _run_text(name: str, plan: Plan, steps: _Steps, known: tuple[str, ...]) -> s
                 assert isinstance(emitted, Frame)
                 pending.before(w, step, emitted)
                 w.line(_launch_text(step, emitted))
+            elif isinstance(step, CollectivePlan):
+                pending.barrier(w)
+                _emit_collective(w, step)
             else:
                 assert isinstance(emitted, EmittedPlan)
                 pending.barrier(w)
@@ -280,6 +293,18 @@ def _emit_routed(w: Writer, step: RoutedPlan, emitted: EmittedPlan) -> None:
             )
 
 
+def _emit_collective(w: Writer, step: CollectivePlan) -> None:
+    fields = (
+        int(step.kind == "all_gather"), AXES.index(step.axis), step.dtype.itemsize,
+        int(step.dtype == BF16), emit_index(step.rows), emit_index(step.width),
+        _address(step.x), _address(step.result),
+    )  # fmt: skip
+    with w.block():
+        text = ", ".join(map(str, fields))
+        w.line(f"const dilu_collective collective = {{{text}}};")
+        w.line("dilu_host_collect(host, pool, thread, &collective);")
+
+
 def _state(s: Stacked) -> str:
     base = f"(char*){_address(s.place)}"
     return base if s.stride == 0 else f"{base} + run * {emit_index(s.stride, 2)}"
@@ -331,7 +356,7 @@ def _scratch_text(name: str, steps: _Steps, known: tuple[str, ...]) -> str:
         w.line("int64_t most = 0;")
         calls: dict[str, None] = {}
         for step, emitted in steps:
-            if isinstance(emitted, EmittedPlan) or emitted.sizes:
+            if isinstance(emitted, EmittedPlan) or (emitted is not None and emitted.sizes):
                 sizes = "".join(f", {c_name(s)}" for s in emitted.symbols)
                 if isinstance(step, RoutedPlan):
                     assert isinstance(emitted, EmittedPlan)

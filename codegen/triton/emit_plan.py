@@ -15,7 +15,7 @@ from typing import Any
 import sympy
 
 from ...ir.types import Dim, dim, print_dim
-from ..kernel_ir import CallPlan, Kernel, Place, Plan, Program, RoutedPlan
+from ..kernel_ir import CallPlan, Kernel, Place, Plan, Program
 from ..kernel_ir import Launch as KernelLaunch
 from ..target import Gpu
 from .emit_kernel import emit_kernel
@@ -80,7 +80,7 @@ class Plans:
         steps = [
             self._call(s, aligned) if isinstance(s, CallPlan) else self._launches(s, aligned)
             for s in plan.steps
-            if not isinstance(s, RoutedPlan)  # refused before: a mesh is for CPUs
+            if isinstance(s, (CallPlan, KernelLaunch))  # no mesh: it is for CPUs
         ]
         made = {
             "name": plan.name, "parameters": plan.parameters, "states": plan.states,

@@ -13,12 +13,62 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ...errors import DiluError
 from ..dtypes import I64
 from ..graph import Function
 from ..mesh import AXES
-from ..op import expect, register
+from ..op import Op, expect, register
 from ..types import TensorType
 from .control import Subprogram
+
+
+class Collective(Op):
+    """Base: one output, which comes of what all ranks of a group along `axis` put in."""
+
+    axis: str
+
+    def reference_ranks(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        """Return what every rank of a group gets, given the input of each."""
+        raise NotImplementedError
+
+    def reference(self, *inputs: np.ndarray) -> np.ndarray:
+        raise DiluError(f"{self.name} is of all ranks together", hint="use interpret_ranks")
+
+
+@register("all_reduce")
+class AllReduce(Collective):
+    """The sum of the ranks' inputs, added in the order of the ranks."""
+
+    axis: str
+
+    def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        expect(self.axis in AXES, f"unknown axis {self.axis!r}")
+        expect(x.dtype.is_float, f"all_reduce takes floats, not {x}")
+        return (x,)
+
+    def reference_ranks(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        total = inputs[0]
+        for other in inputs[1:]:
+            total = total + other
+        return total
+
+
+@register("all_gather")
+class AllGather(Collective):
+    """The inputs of `ranks` ranks, one after another along dimension `dim`."""
+
+    axis: str
+    dim: int
+    ranks: int
+
+    def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        expect(self.axis in AXES, f"unknown axis {self.axis!r}")
+        expect(0 <= self.dim < x.rank and self.ranks > 0, f"all_gather: {x} has no axis {self.dim}")
+        sizes = (d * self.ranks if i == self.dim else d for i, d in enumerate(x.shape))
+        return (x.with_shape(sizes),)
+
+    def reference_ranks(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate(inputs, self.dim)
 
 
 @register("routed")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,11 +16,13 @@ from ...errors import DiluError
 from .. import machine
 from ..arrays import from_numpy, storage, to_numpy
 from ..artifact import Artifact
-from ..exchange import Exchange
 from ..progress import Progress, silent
 from ..weights import Weights, weight_bytes
 from .driver import Library, addresses
 from .memory import zeros
+
+if TYPE_CHECKING:
+    from ..host import Host
 
 
 class CpuEngine:
@@ -30,9 +32,9 @@ class CpuEngine:
     where = ""
 
     def __init__(
-        self, artifact: Artifact, target: str, threads: int, exchange: Exchange | None = None
+        self, artifact: Artifact, target: str, threads: int, host: Host | None = None
     ) -> None:
-        self.exchange = exchange
+        self.host = host
         self.text = f"{threads} threads"
         self.notes: list[str] = []
         self.weight_bytes = weight_bytes(artifact)
@@ -93,14 +95,13 @@ class CpuEngine:
             for shape, entry in zip(shapes, entries, strict=True)
         ]
         order, constants = self._order(function, sizes), self._constants[function]
-        exchange = self.exchange
-        if exchange is None:
+        if self.host is None:
             self._library.run(function, order, parameters, states, constants, results)
         else:
-            exchange.begin()
-            host = exchange.address
-            self._library.run(function, order, parameters, states, constants, results, host)
-            exchange.finish()
+            self.host.begin()
+            address = self.host.address
+            self._library.run(function, order, parameters, states, constants, results, address)
+            self.host.finish()
         return results
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -61,6 +62,20 @@ def off_rank(each: list[dict[str, Any]], artifact: Path, ep: int) -> int:
     return count
 
 
+def summed_bytes(folder: Path, alone: dict[str, Any]) -> int:
+    """Return the bytes that a rank of two sends to add up parts and to gather logits.
+
+    Per token: the embedding, what attention and what the feed-forward block made; per row of
+    logits, its half of them.
+    """
+    config = json.loads((folder / "model/config.json").read_text())
+    prompt, new = sum(map(len, ranks.PROMPTS)), sum(map(len, alone["tokens"]))
+    count = len(ranks.PROMPTS)
+    tokens, rows = 2 * prompt + new - count, prompt + new
+    sums = tokens * (1 + 2 * config["num_hidden_layers"]) * config["hidden_size"]
+    return 4 * (sums + rows * config["vocab_size"] // 2)
+
+
 @pytest.mark.parametrize(
     ("family", "mesh", "world"),
     [
@@ -69,6 +84,9 @@ def off_rank(each: list[dict[str, Any]], artifact: Path, ep: int) -> int:
         ("deepseek_v3", "ep=4", 4),
         ("qwen3_moe", "ep=8", 8),
         ("deepseek_v3", "dp=2,ep=2", 4),
+        ("llama", "tp=2", 2),
+        ("qwen3_moe", "ep=2,tp=2", 4),
+        ("deepseek_v3", "ep=2,tp=2", 4),
     ],
 )
 def test_equals_one_process(made, family, mesh, world, tmp_path):
@@ -76,13 +94,17 @@ def test_equals_one_process(made, family, mesh, world, tmp_path):
     artifact = sharded(folder, mesh)
     each = ranks.run(artifact, tmp_path, world)
     check_equal(each, alone)
-    ep = Artifact.open(artifact).manifest["mesh"]["ep"]
-    sent = sum(own["sent"] for own in each)
-    assert sent == 2 * off_rank(each, artifact, ep) * HIDDEN * 4  # there and back, f32
-    assert sent > 0
+    axes = Artifact.open(artifact).manifest["mesh"]
+    if axes["ep"] > 1:
+        copies = each[:: axes["tp"]]  # neighbours along tp send the same rows
+        sent = sum(own["sent"] for own in copies)
+        assert sent == 2 * off_rank(copies, artifact, axes["ep"]) * HIDDEN * 4  # to and fro, f32
+        assert sent > 0
+    if axes["tp"] > 1:
+        assert sum(own["summed"] for own in each[::2]) == summed_bytes(folder, alone)
     shared = [own["weights"] for own in each]
     assert max(shared) - min(shared) < 0.01 * max(shared)
-    assert max(shared) < alone["weights"]
+    assert max(shared) < alone["weights"] * (1 / axes["tp"] + 0.05 if axes["tp"] > 1 else 1)
 
 
 def test_placing_anew_changes_where_and_nothing_else(made, tmp_path):

@@ -77,10 +77,10 @@ def own_inputs(sharded: Graph, rank: int, x: np.ndarray, values: dict) -> list[n
     inputs = [x]
     for c in function.constants:
         weight = sharded.weights[c.name]
-        if weight.split is None:
+        if not weight.splits:
             inputs.append(values[c.name] if weight.data is None else weight.data)
             continue
-        slots = sharded.weights[weight.split.placement].data[:, ep]
+        slots = sharded.weights[weight.splits[0].placement].data[:, ep]
         inputs.append(np.stack([values[c.name][l][slots[l]] for l in range(2)]))
     return inputs
 
@@ -139,7 +139,7 @@ def test_one_rank_changes_nothing():
 def test_pieces_of_a_rank_are_those_of_its_experts():
     sharded = shard_experts(graph(), mesh=Mesh(ep=2), place=even(2, 3))
     weight = sharded.weights["l.e.gu"]
-    assert weight.split is not None and weight.split.placement == "l.e.placement"
+    assert [s.placement for s in weight.splits] == ["l.e.placement"]
     assert (weight.type.shape, weight.whole.shape) == ((2, 3, 2, 4, 8), (2, 6, 2, 4, 8))
 
 

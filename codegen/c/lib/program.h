@@ -26,7 +26,7 @@ typedef struct {
   const void* const* const* constants;  /* constants[i][j]: piece j of constant i, any alignment */
   void* const* results;
   char* arena;                          /* dilu_arena_bytes() bytes, 64-byte aligned */
-  struct dilu_host* host;               /* of functions whose rows travel to other ranks, else NULL */
+  struct dilu_host* host;               /* of functions that speak with other ranks, else NULL */
 } dilu_call;
 
 /* Rows on their way to experts: what a function hands to the host, and what the host lends it. */
@@ -41,8 +41,18 @@ typedef struct {
   void* made;            /* and where what becomes of them goes */
 } dilu_routed;
 
+/* What ranks do with each other's numbers: add them up, or put them one after another. */
+typedef struct {
+  int64_t gather, axis;     /* 1 or 0; which axis of the mesh */
+  int64_t itemsize, bfloat; /* of a number: bytes, and 1 where it is a bf16 */
+  int64_t rows, width;
+  const void* x;            /* [rows, width] */
+  void* result;             /* the same; where gathered, [rows, ranks, width] */
+} dilu_collective;
+
 typedef struct dilu_host {
   int64_t (*next)(void* context, dilu_routed*);
+  void (*collect)(void* context, const dilu_collective*);
   void* context;
   int64_t count;
   struct {
@@ -150,6 +160,13 @@ DILU_INLINE int64_t dilu_host_next(dilu_host* host, dilu_pool* pool, int thread,
   }
   dilu_barrier(pool, thread);
   return host->count;
+}
+
+/* Wait until the host has done what `collective` says; what x holds must be there by now. */
+DILU_INLINE void dilu_host_collect(dilu_host* host, dilu_pool* pool, int thread, const dilu_collective* collective) {
+  dilu_barrier(pool, thread);
+  if (thread == 0) host->collect(host->context, collective);
+  dilu_barrier(pool, thread);
 }
 
 #endif

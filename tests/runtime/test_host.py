@@ -1,5 +1,5 @@
-"""Rows to experts and back, of several ranks in one process: each a thread, with a fake of what
-connects processes."""
+"""What native code asks of other ranks, of several ranks in one process: each a thread, with a fake
+of what connects processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dilu.runtime.exchange import Exchange, _Routed
+from dilu.runtime.host import Collective, Host, Routed
+from dilu.runtime.ranks import AXES
 
 
 class Meeting:
@@ -31,12 +32,12 @@ class Meeting:
 class FakeRanks:
     def __init__(self, rank: int, meeting: Meeting) -> None:
         self.rank, self.meeting = rank, meeting
-        self.expert_ranks = list(range(len(meeting.table)))
+        self.groups = {axis: list(range(len(meeting.table))) for axis in ("ep", "tp")}
 
-    def gather_counts(self, array):
+    def gather_along(self, axis, array, what):
         return np.stack(self.meeting.all(self.rank, array))
 
-    def all_to_all(self, out, counts, rows, sent):
+    def all_to_all(self, axis, out, counts, rows, sent):
         parts = self.meeting.all(self.rank, np.split(rows, np.cumsum(sent)[:-1]))
         mine = [part[self.rank] for part in parts]
         assert [len(part) for part in mine] == list(counts)
@@ -54,33 +55,37 @@ def exchanged(tokens, indices, placement, capacity):
 
     def work(rank: int) -> None:
         x, chosen = tokens[rank], indices[rank]
-        exchange = Exchange(FakeRanks(rank, meeting))
+        host = Host(FakeRanks(rank, meeting))
         result = np.full((*chosen.shape, x.shape[1]), np.nan, np.float32)
         table = np.ascontiguousarray(placement)
-        routed = _Routed(
+        routed = Routed(
             *chosen.shape, x.shape[1], 4, *placement.shape, capacity,
             x.ctypes.data, chosen.ctypes.data, table.ctypes.data, result.ctypes.data,
         )  # fmt: skip
-        exchange.begin()
+        host.begin()
         answer = SimpleNamespace(contents=routed)
         largest = 0
-        while (rows := exchange._answer(0, answer)) >= 0:
+        while (rows := host.next(0, answer)) >= 0:
             largest = max(largest, rows)
             if rows:
                 shape = (rows, x.shape[1])
                 taken = _array(routed.rows, shape, np.float32)
                 slots = _array(routed.slots_of, (rows,), np.int64)
                 _array(routed.made, shape, np.float32)[:] = taken + placement[rank][slots][:, None]
-        exchange.finish()
-        found[rank] = result, exchange, largest
+        host.finish()
+        found[rank] = result, host.exchange, largest
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(tokens))]
+    run_threads(work, len(tokens))
+    assert None not in found
+    return found
+
+
+def run_threads(work, count: int) -> None:
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert None not in found
-    return found
 
 
 def _array(address, shape, dtype):
@@ -132,9 +137,67 @@ def test_no_tokens_anywhere():
 
 
 def test_an_error_is_raised_when_the_function_has_returned():
-    exchange = Exchange(FakeRanks(0, Meeting(1)))
-    exchange.begin()
+    host = Host(FakeRanks(0, Meeting(1)))
+    host.begin()
     broken = SimpleNamespace(contents=SimpleNamespace(placement=None))
-    assert exchange._answer(0, broken) == exchange._answer(0, broken) == -1
+    assert host.next(0, broken) == host.next(0, broken) == -1
     with pytest.raises(AttributeError):
-        exchange.finish()
+        host.finish()
+
+
+# ---------------------------------------------------------------------------- sums and gathering
+
+
+def collected(parts: list[np.ndarray], *, gather: bool = False, bfloat: bool = False):
+    """Return what every rank gets of the ranks' parts `[rows, width]`, and what it sent."""
+    meeting = Meeting(len(parts))
+    found: list = [None] * len(parts)
+
+    def work(rank: int) -> None:
+        x = np.ascontiguousarray(parts[rank])
+        width = x.shape[1] * (len(parts) if gather else 1)
+        result = np.zeros((x.shape[0], width), x.dtype)
+        host = Host(FakeRanks(rank, meeting))
+        host.begin()
+        asked = Collective(
+            gather, AXES.index("tp"), x.itemsize, bfloat, *x.shape, x.ctypes.data,
+            result.ctypes.data,
+        )  # fmt: skip
+        host.collect(0, SimpleNamespace(contents=asked))
+        host.finish()
+        found[rank] = result, host.sent_bytes
+
+    run_threads(work, len(parts))
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("shape", [(1, 5), (7, 33), (100, 1001), (0, 4)])
+def test_sums_are_added_in_the_order_of_ranks(ranks, shape):
+    rng = np.random.default_rng(ranks)
+    parts = [rng.normal(size=shape).astype(np.float32) * 10.0**i for i in range(ranks)]
+    want = parts[0]
+    for other in parts[1:]:
+        want = want + other
+    for got, sent in collected(parts):
+        np.testing.assert_array_equal(got, want)
+        assert sent <= (ranks - 1) * want.nbytes
+    if want.nbytes > 1 << 16 and ranks > 2:  # a part of it to each, and the sum of a part back
+        assert sent == 2 * (ranks - 1) * 4 * -(-want.size // ranks)
+
+
+def test_bf16_is_added_in_f32_and_rounded_once():
+    values = np.array([[1.0, 1.0, 3.0, np.nan, np.inf]], np.float32)
+    other = np.array([[2**-8, 2**-8 + 2**-15, -3.0, 1.0, 1.0]], np.float32)
+    parts = [(v.view(np.uint32) >> 16).astype(np.uint16) for v in (values, other)]
+    for got, _ in collected(parts, bfloat=True):
+        wide = (got.astype(np.uint32) << 16).view(np.float32)
+        # Half of the last place goes to the even neighbour, a little more up.
+        np.testing.assert_array_equal(wide, [[1.0, 1 + 2**-7, 0.0, np.nan, np.inf]])
+
+
+def test_gathered_rows_lie_side_by_side():
+    parts = [np.arange(6, dtype=np.float32).reshape(2, 3) + 10 * rank for rank in range(3)]
+    for got, sent in collected(parts, gather=True):
+        np.testing.assert_array_equal(got, np.concatenate(parts, 1))
+        assert sent == 2 * 24
