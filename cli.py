@@ -108,7 +108,9 @@ def compile_command(
     ] = False,
     mesh: Annotated[
         str | None,
-        typer.Option(help="Divide experts and sequences among processes: ep=8, or dp=2,ep=4."),
+        typer.Option(
+            help="Divide the model among processes: experts (ep=8), heads and columns (ep=4,tp=2)."
+        ),
     ] = None,
     replicas: Annotated[
         int, typer.Option(help="How many more experts all processes hold, copies of hot ones.")
