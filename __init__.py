@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .compiler import compile as compile
     from .errors import DiluError as DiluError
+    from .planning import plan as plan
     from .runtime.artifact import Artifact as Artifact
     from .runtime.session import load as load
 
@@ -22,9 +23,10 @@ _PUBLIC = {
     "DiluError": ".errors",
     "compile": ".compiler",
     "load": ".runtime.session",
+    "plan": ".planning",
 }
 
-__all__ = ["Artifact", "DiluError", "__version__", "compile", "load"]
+__all__ = ["Artifact", "DiluError", "__version__", "compile", "load", "plan"]
 
 
 def __getattr__(name: str) -> object:

@@ -236,6 +236,93 @@ def _print_stream(stream: TextStream, session: Session) -> int:
 
 
 @app.command()
+def plan(
+    model: Annotated[Path, typer.Argument(help="A checkpoint's directory or a config.json.")],
+    cluster: Annotated[
+        Path | None, typer.Option(help="A cluster as YAML. [default: this machine, measured]")
+    ] = None,
+    measure: Annotated[
+        Path | None,
+        typer.Option(help="Measure this machine first, and write it to this YAML file."),
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(help="How many ranks share this machine, when it is measured.")
+    ] = 1,
+    mesh: Annotated[
+        str | None, typer.Option(help="Simulate this mesh alone. [default: all meshes]")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="How many sequences are worked on at once.")] = 32,
+    context: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 4096,
+    prompt: Annotated[
+        int | None, typer.Option(help="Tokens of a prompt. [default: 1024, or the context]")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="f32 or bf16. [default: bf16 where the device has it]")
+    ] = None,
+    replicas: Annotated[
+        int, typer.Option(help="How many more experts all ranks hold, copies of hot ones.")
+    ] = 0,
+    expert_load: Annotated[
+        Path | None, typer.Option(help="Place experts by this file of dilu run --record-load.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw it to this file (.svg, .png or .pdf).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", help="Say what is done and how long.")] = False,
+) -> None:
+    """Say whether a model fits a cluster, on which mesh, how fast, and what limits it.
+
+    Ends with 1 where it does not fit.
+    """
+    import warnings
+
+    from .planner.picture import check_picture, draw
+    from .planner.report import plan_data, plan_text
+    from .planner.simulate import Demand
+    from .planning import plan as make_plan
+    from .runtime.replace import write_file
+
+    if not knobs.DEBUG.get():
+        warnings.simplefilter("ignore")
+    if picture is not None:
+        check_picture(picture)
+    demand = Demand(batch, context, min(1024, max(context, 1)) if prompt is None else prompt)
+    if measure is not None and cluster is not None:
+        raise DiluError(
+            "--measure is of this machine, and --cluster names another", hint="give one of them"
+        )
+    with _progress(verbose) as progress:
+        place: Any = cluster
+        if cluster is None:
+            from .calibrate import measure_machine
+            from .planner.cluster import cluster_text
+
+            place = measure_machine(processes=processes, dtype=dtype or "f32", progress=progress)
+            if measure is not None:
+                write_file(measure, cluster_text(place).encode())
+        found = make_plan(
+            model,
+            place,
+            mesh=mesh,
+            dtype=dtype,
+            demand=demand,
+            replicas=replicas,
+            expert_load=expert_load,
+            progress=progress,
+        )
+    if as_json:
+        import json
+
+        print(json.dumps(plan_data(found), indent=1))
+    else:
+        print(plan_text(found))
+    if picture is not None:
+        draw(found, picture)
+    raise typer.Exit(0 if found.best is not None else 1)
+
+
+@app.command()
 def rebalance(
     artifact: Annotated[Path, typer.Argument(help="An artifact compiled with --mesh.")],
     expert_load: Annotated[

@@ -13,6 +13,7 @@ import argparse
 import json
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -37,9 +38,13 @@ def write(
     vocab: int = 32000,
     heads: int = 32,
     kv_heads: int = 4,
+    experts: int = 0,
     seed: int = 0,
 ) -> None:
-    """Write `config.json` and `model.safetensors` into `folder`."""
+    """Write `config.json` and `model.safetensors` into `folder`.
+
+    With `experts`, it is a Qwen3-MoE: every token has 8 of them, of inner size `ffn`.
+    """
     rng = torch.Generator().manual_seed(seed)
     width = hidden // heads
     linears = {
@@ -47,10 +52,13 @@ def write(
         "self_attn.k_proj": (kv_heads * width, hidden),
         "self_attn.v_proj": (kv_heads * width, hidden),
         "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (ffn, hidden),
-        "mlp.up_proj": (ffn, hidden),
-        "mlp.down_proj": (hidden, ffn),
     }
+    for block in [f"mlp.experts.{e}" for e in range(experts)] or ["mlp"]:
+        linears |= {
+            f"{block}.gate_proj": (ffn, hidden),
+            f"{block}.up_proj": (ffn, hidden),
+            f"{block}.down_proj": (hidden, ffn),
+        }
     ones = torch.ones(hidden, dtype=torch.bfloat16)
     tensors = {
         "model.embed_tokens.weight": torch.randn(vocab, hidden, generator=rng).bfloat16(),
@@ -65,7 +73,12 @@ def write(
             tensors[f"{prefix}{name}.weight_scale_inv"] = scales
         for norm in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"{prefix}{norm}.weight"] = ones.clone()
-    config = {
+        if experts:
+            router = torch.randn(experts, hidden, generator=rng) * DEVIATION
+            tensors[f"{prefix}mlp.gate.weight"] = router.bfloat16()
+            for norm in ("q_norm", "k_norm"):
+                tensors[f"{prefix}self_attn.{norm}.weight"] = ones[:width].clone()
+    config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": hidden,
@@ -90,6 +103,17 @@ def write(
             "weight_block_size": [BLOCK, BLOCK],
         },
     }
+    if experts:
+        config |= {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            "num_experts": experts,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": ffn,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2))

@@ -114,7 +114,12 @@ def symbols(shape: Iterable[Dim]) -> list[str]:
 
 def print_dim(value: Dim) -> str:
     """Return the canonical text of a dimension, such as `2*T + 1` or `T // 64`."""
-    return _text(sympy.sympify(value), 0)
+    return str(value) if isinstance(value, int) else _cached_text(value)
+
+
+@cache
+def _cached_text(value: sympy.Expr) -> str:
+    return _text(value, 0)
 
 
 def _text(e: Any, level: int) -> str:

@@ -97,15 +97,20 @@ def compile_graph(
     *,
     passes: Sequence[ExtraPass] | None = None,
     sharding: Sharding | None = None,
+    until: str = "planned",
     on_pass: Callable[[str], None] | None = None,
 ) -> tuple[Graph, list[PassRecord]]:
-    """Run the pipeline on a captured graph; return the planned graph and what every pass did.
+    """Run the pipeline on a graph, from the stage it is at; return it and what every pass did.
 
     `passes` are added to the list (see `ExtraPass`), `sharding` divides the graph among
-    ranks, `on_pass` hears the name of each pass before it runs. Raises DiluError naming the pass
-    that went wrong.
+    ranks, `until` is the last stage to complete, `on_pass` hears the name of each pass before it
+    runs. Raises DiluError naming the pass that went wrong.
     """
-    return run_passes(graph, with_extra(pipeline(target, sharding), passes or ()), on_pass=on_pass)
+    stages = with_extra(pipeline(target, sharding), passes or ())
+    names = list(stages)
+    first = names.index(graph.stage) + 1 if graph.stage in names else 0
+    wanted = names[first : names.index(until) + 1]
+    return run_passes(graph, {name: stages[name] for name in wanted}, on_pass=on_pass)
 
 
 def with_extra(stages: dict[str, list[Pass]], extra: Sequence[ExtraPass]) -> dict[str, list[Pass]]:

@@ -181,7 +181,9 @@ class TokenLoop:
         (logits,) = self._function.run(*batch(own, self.page_size))
         for step in steps:
             step.sequence.done = step.stop
-        return logits if self._ranks is None else self._everyones(steps, logits, self._ranks)
+        if self._ranks is None or self._owners == 1:  # all ranks have the same logits
+            return logits
+        return self._everyones(steps, logits, self._ranks)
 
     def _everyones(self, steps: list[Step], logits: np.ndarray, ranks: Ranks) -> np.ndarray:
         """Return the logits of all steps, in their order, on every rank."""

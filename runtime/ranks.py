@@ -9,6 +9,7 @@ raised on all of them, naming it; nothing waits longer than DILU_TIMEOUT.
 
 from __future__ import annotations
 
+import atexit
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,7 @@ class Ranks:
         longest = timedelta(seconds=knobs.TIMEOUT.get())
         if not dist.is_initialized():
             dist.init_process_group("gloo", timeout=longest)
+            atexit.register(_leave)
         self.rank = dist.get_rank()
         self.coordinates = _coordinates(self.rank, self.mesh)
         #: By axis: the ranks that differ from this one along it alone, itself among them.
@@ -190,6 +192,14 @@ class Ranks:
         except Exception:  # the store is the first rank's: lost with it, or it has heard enough
             return [0] if 0 in waiting else sorted(waiting)
         return sorted(waiting)
+
+
+def _leave() -> None:
+    """End Gloo's threads before the interpreter does: it aborts where one still sends."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _check_world(mesh: Mapping[str, int], size: int) -> None:

@@ -1,0 +1,140 @@
+"""Decode and prefill of one model on several processes, beside one process and beside the plan.
+
+    python benchmarks/ranks.py [--cores 2] [--rounds 3] [--json build/ranks.json]
+
+A dense model and one with experts, each run by one process with all cores and by as many processes
+as cores, one thread each, in turn. Ratios are of the medians of the rounds. Predictions are of
+`dilu plan` on this machine, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import random_checkpoint
+
+MODELS: dict[str, dict[str, int]] = {
+    "dense": {"hidden": 2048, "layers": 8, "ffn": 5632, "heads": 32, "kv_heads": 4},
+    "experts": {"hidden": 1024, "layers": 8, "ffn": 512, "heads": 16, "kv_heads": 4, "experts": 64},
+}
+MESHES = {"dense": ("one", "tp"), "experts": ("one", "tp", "ep")}
+BATCHES = (1, 8)
+CONTEXT, STEPS, PREFILL = 64, 24, 512
+
+
+def _rank(artifact: str, threads: int, out: str) -> None:
+    """Be one of the processes: time decode steps at every batch, and a prefill; write JSON."""
+    import dilu
+
+    found: dict[str, float] = {}
+    with dilu.load(artifact, threads=threads, device="cpu") as session:
+        loop = session.language.loop
+        for batch in BATCHES:
+            prompts = [[(7 * i + j) % 999 + 3 for j in range(CONTEXT)] for i in range(batch)]
+            times = []
+            last = None
+            for number, _ in enumerate(loop.generate(prompts, max_tokens=STEPS)):
+                if number % batch == batch - 1:
+                    now = time.perf_counter()
+                    times += [now - last] if last is not None else []
+                    last = now
+            found[f"decode {batch}"] = statistics.median(times)
+        prompt = [[i % 999 + 3 for i in range(PREFILL)]]
+        times = []
+        for _ in range(2):
+            begun = time.perf_counter()
+            list(loop.generate(prompt, max_tokens=1))
+            times.append(time.perf_counter() - begun)
+        found["prefill"] = min(times)
+    if os.environ.get("RANK", "0") == "0":
+        Path(out).write_text(json.dumps(found))
+
+
+def _run(artifact: Path, processes: int, threads: int) -> dict[str, float]:
+    out = artifact.with_suffix(".json")
+    script = [__file__, "--rank", str(artifact), str(threads), str(out)]
+    command = [sys.executable, *script]
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command = [*launcher, "--nproc-per-node", str(processes), *script]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(out.read_text())
+
+
+def _predicted(checkpoint: Path, cluster: Any, mesh: str | None) -> dict[str, float]:
+    from dilu.planner.simulate import Demand
+    from dilu.planning import plan
+
+    found: dict[str, float] = {}
+    for batch in BATCHES:
+        demand = Demand(batch, CONTEXT + STEPS // 2, PREFILL)
+        (estimate,) = plan(checkpoint, cluster, mesh=mesh or "ep=1", demand=demand).estimates
+        found[f"decode {batch}"] = estimate.decode.seconds
+        if batch == 1:
+            found["prefill"] = estimate.prefill.seconds
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, default=Path("build/ranks.json"))
+    options = parser.parse_args()
+    import dilu
+    from dilu.calibrate import measure_machine
+
+    cores = options.cores
+    clusters = {n: measure_machine(processes=n) for n in (1, cores)}
+    rows: list[dict[str, Any]] = []
+    for model, sizes in MODELS.items():
+        folder = Path(f"build/ranks-{model}")
+        if not (folder / "config.json").exists():
+            random_checkpoint.write(folder, vocab=1024, **sizes)
+        artifacts: dict[str, Path] = {}
+        for mesh in MESHES[model]:
+            artifacts[mesh] = folder.with_name(f"{folder.name}-{mesh}.dilu")
+            given = None if mesh == "one" else f"{mesh}={cores}"
+            dilu.compile(folder, mesh=given).save(artifacts[mesh])
+        times: dict[str, list[dict[str, float]]] = {mesh: [] for mesh in artifacts}
+        for _ in range(options.rounds):
+            for mesh, artifact in artifacts.items():
+                processes = 1 if mesh == "one" else cores
+                times[mesh].append(_run(artifact, processes, cores // processes))
+        for mesh in artifacts:
+            alone = mesh == "one"
+            plan = _predicted(
+                folder, clusters[1 if alone else cores], None if alone else f"{mesh}={cores}"
+            )
+            for what, predicted in plan.items():
+                own = statistics.median(t[what] for t in times[mesh])
+                one = statistics.median(t[what] for t in times["one"])
+                rows.append(
+                    {"model": model, "mesh": mesh, "what": what, "seconds": own,
+                     "of one": own / one, "predicted": predicted / own}
+                )  # fmt: skip
+    print(f"{'model':9}{'processes':16}{'step':12}{'ms':>9}{'of one':>9}{'predicted':>11}")
+    for row in rows:
+        where = f"1 × {cores} threads" if row["mesh"] == "one" else f"{row['mesh']}={cores}, 1 each"
+        print(
+            f"{row['model']:9}{where:16}{row['what']:12}{row['seconds'] * 1e3:9.2f}"
+            f"{row['of one']:8.2f}x{row['predicted']:10.2f}x"
+        )
+    options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--rank"]:
+        _rank(sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    else:
+        main()
