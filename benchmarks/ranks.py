@@ -75,13 +75,12 @@ def _predicted(checkpoint: Path, cluster: Any, mesh: str | None) -> dict[str, fl
     from dilu.planner.simulate import Demand
     from dilu.planning import plan
 
+    demands = {f"decode {n}": Demand(n, CONTEXT + STEPS // 2, CONTEXT) for n in BATCHES}
+    demands["prefill"] = Demand(1, PREFILL, PREFILL)
     found: dict[str, float] = {}
-    for batch in BATCHES:
-        demand = Demand(batch, CONTEXT + STEPS // 2, PREFILL)
-        (estimate,) = plan(checkpoint, cluster, mesh=mesh or "ep=1", demand=demand).estimates
-        found[f"decode {batch}"] = estimate.decode.seconds
-        if batch == 1:
-            found["prefill"] = estimate.prefill.seconds
+    for what, demand in demands.items():
+        (e,) = plan(checkpoint, cluster, mesh=mesh or "ep=1", demand=demand).estimates
+        found[what] = e.prefill.seconds if what == "prefill" else e.decode.seconds
     return found
 
 
