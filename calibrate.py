@@ -2,7 +2,8 @@
 
 A small model shows what a kernel and a step cost beside their work, a larger one (more than caches
 hold) what a weight costs at any number of rows. Several ranks on this machine measure at the same
-time, since they share its memory; then they time what they send each other.
+time, since they share its memory. Then they run the larger model together: what it takes beyond its
+kernels is what messages cost, waiting for the others included.
 
 As a script under torchrun, one of those ranks: `python -m dilu.calibrate FOLDER`.
 """
@@ -30,7 +31,7 @@ from .runtime.progress import Progress, silent
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _SMALL = {"hidden": 128, "inner": 128, "layers": 8}
 _LARGE = {"hidden": 2048, "inner": 5632, "layers": 4}  # 180 MB in FP8
-_VOCABULARY = 256
+_VOCABULARY, _HEADS = 256, 8  # of keys and values, in the larger one
 _REPEATS = 9
 _MESSAGES = (1 << 10, 1 << 20)  # bytes
 
@@ -52,7 +53,7 @@ def measure_machine(
         )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        kernels = _compile_models(folder, dtype, report)
+        kernels = _compile_models(folder, dtype, processes, report)
         report("measure")
         if processes == 1:
             found = [_measure(folder, threads, None)]
@@ -64,8 +65,9 @@ def measure_machine(
 # ------------------------------------------------------------------------------------ models
 
 
-def _compile_models(folder: Path, dtype: str, report: Progress) -> dict[str, int]:
-    """Compile the two models into a folder; return how many kernels a step of each runs."""
+def _compile_models(folder: Path, dtype: str, processes: int, report: Progress) -> dict[str, int]:
+    """Compile the two models into a folder, the larger one also divided among the processes;
+    return how many kernels a step of each runs."""
     from .compiler import compile as compile_model
 
     kernels: dict[str, int] = {}
@@ -77,6 +79,10 @@ def _compile_models(folder: Path, dtype: str, report: Progress) -> dict[str, int
         (target,) = artifact.targets.values()
         in_layers = [k["name"].startswith("layer_") for k in target["kernels"]]
         kernels[name] = sum(sizes["layers"] if inside else 1 for inside in in_layers)
+    if processes > 1 and _HEADS % processes == 0:
+        report("compile the large model for several processes")
+        artifact = compile_model(folder / "large", dtype=dtype, mesh=f"tp={processes}")
+        artifact.save(folder / "divided.dilu")
     return kernels
 
 
@@ -174,6 +180,9 @@ def _measure(folder: Path, threads: int, ranks: Any) -> dict[str, Any]:
             found["messages"] = [_message(session, ranks, size) for size in _MESSAGES]
     with load(folder / "large.dilu", threads=threads, device="cpu") as session:
         found["rows"] = _forward(session, _ROWS, ranks)
+    if (folder / "divided.dilu").exists():
+        with load(folder / "divided.dilu", threads=threads, device="cpu") as session:
+            found["divided"] = _forward(session, [1], ranks, repeats=5 * _REPEATS)[0]
     return found
 
 
@@ -272,9 +281,14 @@ def _cluster(
     )
     levels: tuple[Level, ...] = ()
     if processes > 1:
-        small, large = (max(times) for times in zip(*(f["messages"] for f in found), strict=True))
+        short, long = (max(times) for times in zip(*(f["messages"] for f in found), strict=True))
         sent = (_MESSAGES[1] - _MESSAGES[0]) * (processes - 1)
-        levels = (Level("machine", processes, sent / max(large - small, 1e-9), small),)
+        latency = short
+        if "divided" in found[0]:
+            took = max(f["divided"] for f in found)
+            alone = weights / processes * seconds[0] + kernel * kernels["large"]
+            latency = max(short, (took - alone) / (2 * _LARGE["layers"] + 2))
+        levels = (Level("machine", processes, sent / max(long - short, 1e-9), latency),)
     return Cluster(f"this machine, {processes} × {threads} threads", device, levels)
 
 
