@@ -74,11 +74,11 @@ def _cache(text: str) -> Path:
     return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "dilu"
 
 
-def _count(text: str, default: int) -> int:
+def _count(text: str, default: int, least: int = 1) -> int:
     if not text:
         return default
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError("not a whole number above zero")
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError("not a whole number above zero" if least else "not a whole number")
     return int(text)
 
 
@@ -164,6 +164,13 @@ WORLD_SIZE = Knob(
     "How many processes run a sharded model; torchrun sets it, with RANK and MASTER_ADDR.",
     partial(_count, default=1),
 )
+RESTART = Knob(
+    "TORCHELASTIC_RESTART_COUNT",
+    "a number",
+    "0",
+    "How often torchrun has started these processes anew; torchrun sets it.",
+    partial(_count, default=0, least=0),
+)
 
 KNOBS: tuple[Knob[object], ...] = (
     DEBUG,
@@ -180,6 +187,7 @@ KNOBS: tuple[Knob[object], ...] = (
     TRITON_OLD,
     TIMEOUT,
     WORLD_SIZE,
+    RESTART,
 )
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import atexit
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from math import prod
 from typing import Any, TypeVar
 
@@ -39,7 +41,7 @@ class Ranks:
         _check_world(self.mesh, self.size)
         longest = timedelta(seconds=knobs.TIMEOUT.get())
         if not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=longest)
+            _join(longest)
             atexit.register(_leave)
         self.rank = dist.get_rank()
         self.coordinates = _coordinates(self.rank, self.mesh)
@@ -49,7 +51,9 @@ class Ranks:
         for axis in ("ep", "tp"):
             for group in _groups(axis, self.mesh, self.size):
                 # Every process makes every group; one without a timeout of its own waits long.
-                made = dist.new_group(group, timeout=longest) if len(group) > 1 else None
+                made = None
+                if len(group) > 1:
+                    made = _connected(partial(dist.new_group, group, timeout=longest))
                 if self.rank in group:
                     self.groups[axis], self._handles[axis] = group, made
         self._failures = 0
@@ -177,21 +181,61 @@ class Ranks:
         """Return the ranks that do not report a failure as this one does.
 
         One that lives may notice a whole DILU_TIMEOUT later, since it waits for others that live.
+        The store, which the first rank has, answers or hangs for ever: it is asked by a thread.
         """
-        from torch.distributed import distributed_c10d
-
         self._failures += 1
         waiting = {rank: f"dilu/failure/{rank}/{self._failures}" for rank in range(self.size)}
-        try:
-            store: Any = distributed_c10d._get_default_store()  # type: ignore[attr-defined]
-            store.set(waiting[self.rank], "1")
-            end = time.monotonic() + knobs.TIMEOUT.get() + _GRACE
-            while waiting and time.monotonic() < end:
-                waiting = {r: key for r, key in waiting.items() if not store.check([key])}
-                time.sleep(0.05)
-        except Exception:  # the store is the first rank's: lost with it, or it has heard enough
-            return [0] if 0 in waiting else sorted(waiting)
-        return sorted(waiting)
+        longest = knobs.TIMEOUT.get() + _GRACE
+        asking = threading.Thread(target=_report, args=(self.rank, waiting, longest), daemon=True)
+        asking.start()
+        asking.join(longest + _GRACE)
+        return [0] if 0 in waiting and asking.is_alive() else sorted(waiting)
+
+
+def _report(own: int, waiting: dict[int, str], seconds: float) -> None:
+    """Report a failure of this rank, and take those out of `waiting` that do so, too."""
+    from torch.distributed import distributed_c10d
+
+    end = time.monotonic() + seconds
+    try:
+        store: Any = distributed_c10d._get_default_store()  # type: ignore[attr-defined]
+        store.set(waiting[own], "1")
+        while waiting and time.monotonic() < end:
+            for rank in [r for r, key in waiting.items() if store.check([key])]:
+                del waiting[rank]
+            time.sleep(0.05)
+    except Exception:  # the store is lost with the first rank, or that has heard enough
+        if 0 in waiting:
+            for rank in [r for r in waiting if r]:
+                del waiting[rank]
+
+
+def _join(longest: timedelta) -> None:
+    """Connect with the other processes.
+
+    torchrun's own store outlives those that it starts anew, and holds the addresses of those before
+    (https://github.com/pytorch/pytorch/issues/135712): what is written there gets a prefix.
+    """
+    import torch.distributed as dist
+
+    def join() -> None:
+        store, rank, size = next(iter(dist.rendezvous("env://", timeout=longest)))
+        store = dist.PrefixStore(f"dilu/{knobs.RESTART.get()}", store)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=longest)
+
+    _connected(join)
+
+
+def _connected(call: Callable[[], _T]) -> _T:
+    try:
+        return call()
+    except (RuntimeError, ValueError) as error:  # of Gloo, of the store, of a missing variable
+        reason = " ".join(str(error).split())
+        raise DiluError(
+            f"cannot connect with the other processes: {reason}",
+            hint="start them with torchrun, on hosts that reach each other "
+            "(GLOO_SOCKET_IFNAME names the network to use)",
+        ) from error
 
 
 def _leave() -> None:

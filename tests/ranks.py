@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hosts import Hosts
 
 PROMPTS = [
     [5, 17, 3, 99, 42, 7, 250, 31, 8],
@@ -21,9 +26,18 @@ PROMPTS = [
 TOKENS = 12
 
 
-def start(artifact: Path, out: Path, world: int, *, mode: str = "run", **env: str) -> list[Any]:
+def start(
+    artifact: Path,
+    out: Path,
+    world: int,
+    *,
+    mode: str = "run",
+    hosts: Hosts | None = None,
+    **env: str,
+) -> list[Any]:
     """Start `world` processes; return them. `env` is added to their environment; `{rank}` in a
-    value stands for a process's rank, and so it does in the artifact's name."""
+    value stands for a process's rank, and so it does in the artifact's name. With `hosts`, each
+    process is on a host of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -32,9 +46,13 @@ def start(artifact: Path, out: Path, world: int, *, mode: str = "run", **env: st
     for rank in range(world):
         place = {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
                  "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}  # fmt: skip
+        before: list[str] = []
+        if hosts is not None:
+            place |= {"MASTER_ADDR": hosts.address(0), "GLOO_SOCKET_IFNAME": "eth0"}
+            before = hosts.prefix(rank)
         own = {name: value.format(rank=rank) for name, value in env.items()}
         name = str(artifact).format(rank=rank)
-        command = [sys.executable, __file__, name, str(out / f"{rank}.json"), mode]
+        command = [*before, sys.executable, __file__, name, str(out / f"{rank}.json"), mode]
         found.append(
             subprocess.Popen(
                 command,
@@ -45,6 +63,14 @@ def start(artifact: Path, out: Path, world: int, *, mode: str = "run", **env: st
             )
         )
     return found
+
+
+def until_running(processes: list[Any], out: Path) -> None:
+    """Wait until all processes of the mode `long` make tokens."""
+    end = time.monotonic() + 120
+    while len(list(out.glob("*.json"))) < len(processes):
+        assert time.monotonic() < end and all(p.poll() is None for p in processes)
+        time.sleep(0.1)
 
 
 def outputs(processes: list[Any], seconds: float = 300) -> list[tuple[int, str]]:
@@ -78,7 +104,20 @@ def found(session: Any) -> dict[str, Any]:
         "summed": session.host and session.host.sent_bytes,
         "load": exchange and [load.tolist() for load in exchange.load],
         "weights": session.weight_bytes,
+        "resident": _resident_weights(),
     }
+
+
+def _resident_weights() -> int:
+    """Return the bytes of checkpoints' files that are mapped and in memory."""
+    found, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            counts = words[-1].endswith(".safetensors")
+        elif counts and words[0] == "Rss:":
+            found += int(words[1]) * 1024
+    return found
 
 
 def _main(artifact: str, out: str, mode: str) -> None:

@@ -32,6 +32,7 @@ def test_defaults():
         "DILU_TRITON_3_2": None,
         "DILU_TIMEOUT": 120,
         "WORLD_SIZE": 1,
+        "TORCHELASTIC_RESTART_COUNT": 0,
     }
 
 

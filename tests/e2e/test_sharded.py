@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -129,14 +132,46 @@ def test_placing_anew_changes_where_and_nothing_else(made, tmp_path):
     assert again[0]["tokens"] == first[0]["tokens"]
 
 
+def test_a_rank_holds_its_share_in_memory(tmp_path):
+    """Of experts that are large beside the pages around them, as those of real models are."""
+    sizes = {"hidden_size": 1024, "moe_intermediate_size": 1536, "num_experts": 8}
+    checkpoints.make_checkpoint(tmp_path / "model", "qwen3_moe", num_hidden_layers=2, **sizes)
+    artifact = sharded(tmp_path, "ep=4")
+    each = ranks.run(artifact, tmp_path / "out", 4)
+    file = (tmp_path / "model/model.safetensors").stat().st_size
+    experts = 2 * 8 * 3 * 1024 * 1536
+    for own in each:
+        assert own["weights"] < file - experts * 0.74
+        assert 0.9 * own["weights"] < own["resident"] < 1.05 * own["weights"]
+
+
+def test_torchrun_starts_again(made, tmp_path):
+    folder, _ = made("qwen3_moe")
+    artifact = sharded(folder, "ep=2")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc-per-node", "2", "--max-restarts", "1", "-m", "dilu", "run"]
+    options = ["--prompt", "a", "--max-tokens", "300", "--threads", "1", "--seed", "1"]
+    process = subprocess.Popen(
+        [*command, str(artifact), *options, "--temperature", "1"],
+        env={**os.environ, "DILU_TIMEOUT": "6"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.read(1)  # the first token was made
+        found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [int(p) for p in found if b"dilu" in Path(f"/proc/{p}/cmdline").read_bytes()]
+        assert len(workers) == 2
+        os.kill(workers[1], signal.SIGKILL)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors.decode()
+    assert b"exitcode: -9" in errors and b"new tokens" in errors
+
+
 # ------------------------------------------------------------------------------- failures
-
-
-def until_running(processes: list[Any], out: Path) -> None:
-    end = time.monotonic() + 120
-    while len(list(out.glob("*.json"))) < len(processes):
-        assert time.monotonic() < end and all(p.poll() is None for p in processes)
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
@@ -144,7 +179,7 @@ def test_a_rank_that_dies_or_hangs_is_named(made, how, tmp_path):
     folder, _ = made("qwen3_moe")
     artifact = sharded(folder, "ep=4")
     processes = ranks.start(artifact, tmp_path, 4, mode="long", DILU_TIMEOUT="6")
-    until_running(processes, tmp_path)
+    ranks.until_running(processes, tmp_path)
     processes[2].send_signal(how)
     begun = time.monotonic()
     others = [p for i, p in enumerate(processes) if i != 2]
@@ -184,3 +219,12 @@ def test_another_number_of_processes(made, tmp_path):
     with pytest.raises(dilu.DiluError, match=r"for 2 processes \(ep=2\), and there are 1") as e:
         dilu.load(artifact)
     assert "torchrun --nproc-per-node 2" in str(e.value.hint)
+    done = subprocess.run(
+        [sys.executable, "-m", "dilu", "run", str(artifact), "--prompt", "a"],
+        env={**os.environ, "WORLD_SIZE": "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "error: cannot connect with the other processes: " in done.stderr
+    assert "hint: start them with torchrun" in done.stderr
