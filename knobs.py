@@ -164,6 +164,20 @@ WORLD_SIZE = Knob(
     "How many processes run a sharded model; torchrun sets it, with RANK and MASTER_ADDR.",
     partial(_count, default=1),
 )
+LOCAL_RANK = Knob(
+    "LOCAL_RANK",
+    "a number",
+    "0",
+    "Which of the processes on this machine this one is; torchrun sets it.",
+    partial(_count, default=0, least=0),
+)
+LOCAL_SIZE = Knob(
+    "LOCAL_WORLD_SIZE",
+    "a number",
+    "1",
+    "How many processes of a sharded model are on this machine; torchrun sets it.",
+    partial(_count, default=1),
+)
 RESTART = Knob(
     "TORCHELASTIC_RESTART_COUNT",
     "a number",
@@ -187,6 +201,8 @@ KNOBS: tuple[Knob[object], ...] = (
     TRITON_OLD,
     TIMEOUT,
     WORLD_SIZE,
+    LOCAL_RANK,
+    LOCAL_SIZE,
     RESTART,
 )
 

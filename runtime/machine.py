@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 from .. import knobs
 
 _CPUS = Path("/sys/devices/system/cpu")
+_NODES = Path("/sys/devices/system/node")
 _CGROUPS = Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2**63 where there is no limit
 
@@ -23,15 +26,66 @@ def default_threads() -> int:
         return wanted
     quota = _cpu_quota()
     cores = physical_cores()
-    return max(1, min(cores, quota) if quota else cores)
+    return max(1, min(cores, quota // knobs.LOCAL_SIZE.get()) if quota else cores)
 
 
 def physical_cores() -> int:
     """Return how many cores this process may run on, hyper-threads counted once."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
-    allowed = os.sched_getaffinity(0)
-    return len({_read(_CPUS / f"cpu{n}/topology/thread_siblings_list") or str(n) for n in allowed})
+    return len(_cores(os.sched_getaffinity(0)))
+
+
+@cache
+def take_share() -> str | None:
+    """Bind this process, once, to its share of the machine, if several run a model on it together.
+
+    As many processes as NUMA nodes are bound to a node each, where their memory will be; fewer have
+    several, and more divide the cores of one. Returns what was done, None where nothing was.
+    """
+    size, rank = knobs.LOCAL_SIZE.get(), knobs.LOCAL_RANK.get()
+    if size == 1 or rank >= size or not hasattr(os, "sched_setaffinity"):
+        return None
+    nodes = _nodes(os.sched_getaffinity(0))
+    if size <= len(nodes):
+        own = [*range(rank * len(nodes) // size, (rank + 1) * len(nodes) // size)]
+        cpus = [cpu for node in own for cpu in nodes[node]]
+    else:
+        own = [rank * len(nodes) // size]
+        beside = [r for r in range(size) if r * len(nodes) // size == own[0]]
+        cores, turn = _cores(nodes[own[0]]), beside.index(rank)
+        if len(cores) < len(beside):
+            return None
+        first, last = (n * len(cores) // len(beside) for n in (turn, turn + 1))
+        cpus = [cpu for core in cores[first:last] for cpu in core]
+    os.sched_setaffinity(0, cpus)
+    where = f" of NUMA node {', '.join(map(str, own))}" if len(nodes) > 1 else ""
+    count = physical_cores()
+    return f"bound to {count} core{'s' if count > 1 else ''}{where}"
+
+
+def _nodes(allowed: Collection[int]) -> list[list[int]]:
+    """Return the CPUs of every NUMA node that this process may use; one node if none is known."""
+    files = [_NODES / f"node{n}/cpulist" for n in _numbers(_read(_NODES / "online"))]
+    nodes = [[cpu for cpu in _numbers(_read(file)) if cpu in allowed] for file in files]
+    return [node for node in nodes if node] or [sorted(allowed)]
+
+
+def _cores(cpus: Collection[int]) -> list[list[int]]:
+    """Return CPUs core by core: those of one core are hyper-threads of it."""
+    cores: dict[str, list[int]] = {}
+    for cpu in sorted(cpus):
+        siblings = _read(_CPUS / f"cpu{cpu}/topology/thread_siblings_list")
+        cores.setdefault(siblings or str(cpu), []).append(cpu)
+    return list(cores.values())
+
+
+def _numbers(text: str) -> list[int]:
+    """Return what a list such as `0-3,8` names."""
+    found: list[int] = []
+    for first, last in re.findall(r"(\d+)(?:-(\d+))?", text):
+        found += range(int(first), int(last or first) + 1)
+    return found
 
 
 def available_memory() -> int | None:

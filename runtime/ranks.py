@@ -216,10 +216,12 @@ def _join(longest: timedelta) -> None:
     torchrun's own store outlives those that it starts anew, and holds the addresses of those before
     (https://github.com/pytorch/pytorch/issues/135712): what is written there gets a prefix.
     """
-    import torch.distributed as dist
+    import torch.distributed
+
+    dist: Any = torch.distributed
 
     def join() -> None:
-        store, rank, size = next(iter(dist.rendezvous("env://", timeout=longest)))
+        store, rank, size = next(dist.rendezvous("env://", timeout=longest))
         store = dist.PrefixStore(f"dilu/{knobs.RESTART.get()}", store)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=longest)
 

@@ -75,9 +75,11 @@ class Session:
         progress: Progress = silent,
     ) -> None:
         self.ranks = _connected(artifact)
+        bound: str | None = None
         if self.ranks is not None:
             from .shard import local_part
 
+            bound = machine.take_share()
             artifact = local_part(artifact, self.ranks.coordinates)
         self.artifact = artifact
         self.threads = threads or machine.default_threads()
@@ -104,7 +106,9 @@ class Session:
         except BaseException:
             self.close()
             raise
-        self.target_reason = "; ".join([choice.reason, *self._engine.notes])
+        self.target_reason = "; ".join(
+            [choice.reason, *self._engine.notes, *([bound] if bound else [])]
+        )
 
     def _load(self, progress: Progress) -> None:
         self.require_memory(self._needed_memory())

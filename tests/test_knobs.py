@@ -32,6 +32,8 @@ def test_defaults():
         "DILU_TRITON_3_2": None,
         "DILU_TIMEOUT": 120,
         "WORLD_SIZE": 1,
+        "LOCAL_RANK": 0,
+        "LOCAL_WORLD_SIZE": 1,
         "TORCHELASTIC_RESTART_COUNT": 0,
     }
 

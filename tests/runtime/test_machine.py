@@ -71,3 +71,53 @@ def test_features(monkeypatch, tmp_path):
     monkeypatch.setattr(features, "Path", lambda _: tmp_path / "cpuinfo")
     assert features.features() == {"fpu", "avx2", "fma"}
     features.features.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("size", "bound"),
+    [
+        (1, [None]),
+        (2, [{0, 1, 4, 5}, {2, 3, 6, 7}]),
+        (4, [{0, 4}, {1, 5}, {2, 6}, {3, 7}]),
+        (3, [{0, 4}, {1, 5}, {2, 3, 6, 7}]),
+        (5, [None, None, None, {2, 6}, {3, 7}]),  # the first three share two cores
+    ],
+)
+def test_a_share_of_two_sockets(files, monkeypatch, size, bound):
+    """Two nodes of two cores of two threads each."""
+    allowed = set(range(8))
+    files["/sys/devices/system/node/online"] = "0-1"
+    files["/sys/devices/system/node/node0/cpulist"] = "0-1,4-5"
+    files["/sys/devices/system/node/node1/cpulist"] = "2-3,6-7"
+    for cpu in allowed:
+        siblings = f"{cpu % 4},{cpu % 4 + 4}"
+        files[f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"] = siblings
+    done: list[set[int]] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: done[-1] if done else allowed)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cpus: done.append(set(cpus)))
+    monkeypatch.delenv("DILU_THREADS", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(size))
+    for rank, expected in enumerate(bound):
+        done.clear()
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        machine.take_share.cache_clear()
+        said = machine.take_share()
+        assert machine.take_share() == said  # once: a share is not divided again
+        assert (done[0] if done else None) == expected
+        if expected is not None:
+            cores = len(expected) // 2
+            assert machine.default_threads() == cores
+            node = 0 if min(expected) < 2 else 1
+            assert said == f"bound to {cores} core{'s' * (cores > 1)} of NUMA node {node}"
+
+
+def test_a_share_of_a_machine_without_nodes(files, monkeypatch):
+    done: list[set[int]] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: done[-1] if done else {3, 5, 6, 9})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cpus: done.append(set(cpus)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    machine.take_share.cache_clear()
+    assert machine.take_share() == "bound to 2 cores"
+    machine.take_share.cache_clear()
+    assert done == [{6, 9}]
