@@ -170,6 +170,9 @@ def run(
         str | None,
         typer.Option(help="cpu, cuda, cuda:1, hip … [default: a GPU that a target fits, else cpu]"),
     ] = None,
+    wire: Annotated[
+        str, typer.Option(help="How rows travel to other processes: exact, bf16 or f8e4m3.")
+    ] = "exact",
     record_load: Annotated[
         Path | None,
         typer.Option(help="Write how often tokens chose each expert (of a --mesh) to this file."),
@@ -184,7 +187,9 @@ def run(
     from .runtime.session import load
 
     with _progress(verbose) as progress:
-        session = load(artifact, threads=threads, target=target, device=device, progress=progress)
+        session = load(
+            artifact, threads=threads, target=target, device=device, wire=wire, progress=progress
+        )
     with session:
         if verbose:
             _say(f"{session.target}, {session.place}: {session.target_reason}")

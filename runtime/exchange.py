@@ -18,16 +18,21 @@ from typing import Any
 import numpy as np
 
 from .ranks import Ranks
+from .wire import FORMATS, decode, encode, is_plain, row_bytes
+
+_WHAT = "the exchange of rows"
 
 
 class Exchange:
-    """Sends a session's rows to experts and back; `sent_bytes` counts what left this rank.
+    """Sends a session's rows to experts and back, in a format of `wire.FORMATS`; `sent_bytes` counts
+    what left this rank.
 
     `load[n]` counts how often this rank's tokens chose each expert in the n-th block of experts.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks, form: str = "exact") -> None:
         self.ranks = ranks
+        self.out, self.back = FORMATS[form]
         self.sent_bytes = 0
         self.load: list[np.ndarray] = []
         self.rounds = 0
@@ -96,6 +101,7 @@ class _Job:
         tokens, choices, width = routed.tokens, routed.choices, routed.width
         self.dtype = np.dtype(f"u{routed.itemsize}")
         self.capacity, self.width = routed.capacity, width
+        self.plain = is_plain(exchange.out, routed.itemsize)
         self.x = view(routed.x, (tokens, width), self.dtype)
         self.result = view(routed.result, (tokens * choices, width), self.dtype)
         indices = view(routed.indices, (tokens, choices), np.dtype(np.int64)).reshape(-1)
@@ -133,9 +139,11 @@ class _Job:
         self.dispatch(number + 1)
         if number >= 2:
             self.finish(number - 2)  # its memory is used again now
-        work, _ = self.going.pop(number)
-        self.ranks.wait(work)
+        works, _, came = self.going.pop(number)
+        self.ranks.wait(works, _WHAT)
         rows, slots, made = self.lent(number)
+        if not self.plain:
+            decode(self.exchange.out, came, rows[: len(came)])
         low = number * self.capacity
         own = self.slots[low : low + self.capacity]
         slots[: len(own)] = own
@@ -148,28 +156,31 @@ class _Job:
         if number >= self.rounds:
             return
         sent, received, chosen = self.traffic(number)
-        rows = np.take(self.x, self.token[chosen], axis=0)
-        target = self.lent(number)[0][: sum(received)]
-        self.count(sent)
-        self.going[number] = (self.ranks.all_to_all("ep", target, received, rows, sent), rows)
+        form = self.exchange.out
+        rows = encode(form, np.take(self.x, self.token[chosen], axis=0))
+        came = self.landing(form, f"came{number % 2}", self.lent(number)[0][: sum(received)])
+        self.count(form, sent)
+        works = self.ranks.all_to_all("ep", came, received, rows, sent, _WHAT)
+        self.going[number] = (works, rows, came)
 
     def combine(self, number: int) -> None:
         """Start sending what became of the rows of a round back to where they are from."""
         sent, received, chosen = self.traffic(number)
-        made = self.lent(number)[2][: sum(received)]
-        back = np.empty((len(chosen), self.width), self.dtype)
-        self.count(received)
-        self.coming[number] = (
-            self.ranks.all_to_all("ep", back, sent, made, received),
-            back,
-            chosen,
-        )
+        form = self.exchange.back
+        made = encode(form, self.lent(number)[2][: sum(received)])
+        rows = np.empty((len(chosen), self.width), self.dtype)
+        back = self.landing(form, f"back{number % 2}", rows)
+        self.count(form, received)
+        works = self.ranks.all_to_all("ep", back, sent, made, received, _WHAT)
+        self.coming[number] = (works, made, back, rows, chosen)
 
     def finish(self, number: int) -> None:
         """Put the outcomes of a round where they belong."""
-        work, back, chosen = self.coming.pop(number)
-        self.ranks.wait(work)
-        self.result[self.order[chosen]] = back
+        works, _, back, rows, chosen = self.coming.pop(number)
+        self.ranks.wait(works, _WHAT)
+        if not self.plain:
+            decode(self.exchange.back, back, rows)
+        self.result[self.order[chosen]] = rows
 
     def traffic(self, number: int) -> tuple[list[int], list[int], np.ndarray]:
         """Return the rows sent to and received from each rank in a round, and which are sent.
@@ -196,9 +207,17 @@ class _Job:
             get(f"made{turn}", shape, self.dtype),
         )
 
-    def count(self, rows: Sequence[int]) -> None:
+    def landing(self, form: str, name: str, rows: np.ndarray) -> np.ndarray:
+        """Return the memory for bytes that are to become `rows`: their own, if they are rows."""
+        if self.plain:
+            return rows
+        size = row_bytes(form, self.width, self.dtype.itemsize)
+        memory = self.exchange.memory(name, (self.capacity, size), np.dtype(np.uint8))
+        return memory[: len(rows)]
+
+    def count(self, form: str, rows: Sequence[int]) -> None:
         away = sum(rows) - rows[self.me]
-        self.exchange.sent_bytes += away * self.width * self.dtype.itemsize
+        self.exchange.sent_bytes += away * row_bytes(form, self.width, self.dtype.itemsize)
 
 
 def view(address: int | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:

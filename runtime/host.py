@@ -57,9 +57,9 @@ class _Host(ctypes.Structure):
 class Host:
     """Answers native code; `sent_bytes` counts what sums and gathering sent from this rank."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks, wire: str = "exact") -> None:
         self.ranks = ranks
-        self.exchange = Exchange(ranks)
+        self.exchange = Exchange(ranks, wire)
         self.sent_bytes = 0
         self._error: BaseException | None = None
         self._next, self._collect = _Next(self.next), _Collect(self.collect)
@@ -129,7 +129,9 @@ class Host:
         rows = np.empty((count, part), x.dtype)
         sizes = [1] * count
         self.sent_bytes += (count - 1) * rows[0].nbytes
-        self.ranks.wait(self.ranks.all_to_all(axis, rows, sizes, padded.reshape(rows.shape), sizes))
+        what = "the summing of parts"
+        works = self.ranks.all_to_all(axis, rows, sizes, padded.reshape(rows.shape), sizes, what)
+        self.ranks.wait(works, what)
         return self._gather(axis, _added(rows, bfloat)).reshape(-1)[: x.size]
 
 

@@ -10,13 +10,16 @@ raised on all of them, naming it; nothing waits longer than DILU_TIMEOUT.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from math import prod
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -51,12 +54,14 @@ class Ranks:
         for axis in ("ep", "tp"):
             for group in _groups(axis, self.mesh, self.size):
                 # Every process makes every group; one without a timeout of its own waits long.
-                made = None
+                made: Any = None
                 if len(group) > 1:
                     made = _connected(partial(dist.new_group, group, timeout=longest))
                 if self.rank in group:
                     self.groups[axis], self._handles[axis] = group, made
+        self._everyone: Any = dist.group.WORLD
         self._failures = 0
+        _let_work_go_first()
 
     @property
     def owners(self) -> int:
@@ -95,21 +100,21 @@ class Ranks:
             raise DiluError(f"rank {failed[0]}{others}: {message}", hint=hint) from error
         return result
 
-    def require_equal(self, value: str, what: str) -> None:
+    def require_equal(self, value: str, what: str, hint: str) -> None:
         """Raise DiluError, naming the ranks, where they do not all have the same `value`."""
         values = self.gather(value)
         other = [str(rank) for rank, v in enumerate(values) if v != values[0]]
         if other:
             raise DiluError(
                 f"the ranks do not have the same {what}: {', '.join(other)} differ from rank 0",
-                hint="give every machine the same artifact, compiled once and copied",
+                hint=hint,
             )
 
     # -- arrays
 
     def all_gather(self, array: np.ndarray, what: str) -> np.ndarray:
         """Return `[ranks, …]` of all ranks' arrays of equal shape."""
-        return self._gathered(array, self.size, None, what)
+        return self._gathered(array, self.size, self._everyone, what)
 
     def gather_along(self, axis: str, array: np.ndarray, what: str) -> np.ndarray:
         """Return `[N, …]` of the arrays, of equal shape, of this rank's group along an axis."""
@@ -124,13 +129,10 @@ class Ranks:
         return [each[owner * every][:count] for owner, count in enumerate(counts)]
 
     def _gathered(self, array: np.ndarray, count: int, group: Any, what: str) -> np.ndarray:
-        import torch
-
         out = np.empty((count, *array.shape), array.dtype)
-        if array.size:
-            own = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-            parts = list(torch.from_numpy(out.reshape(count, -1).view(np.uint8)))
-            self.guarded(lambda: self._dist.all_gather(parts, own, group=group), what)
+        own = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        parts = list(out.reshape(count, -1).view(np.uint8)) if array.size else []
+        self.wait(self._swapped(group, [own] * len(parts), parts, what), what)
         return out
 
     def all_to_all(
@@ -140,22 +142,53 @@ class Ranks:
         counts: Sequence[int],
         rows: np.ndarray,
         sent: Sequence[int],
-    ) -> Any:
+        what: str,
+    ) -> list[Any]:
         """Start sending `sent[n]` of the rows to the n-th rank of the group along an axis, and
         receiving `counts[n]` from it; return what `wait` takes."""
+        sources, targets = (
+            np.split(a.view(np.uint8), np.cumsum(n)[:-1])
+            for a, n in ((rows, sent), (out, counts))
+        )
+        return self._swapped(self._handles[axis], sources, targets, what)
+
+    def wait(self, works: Sequence[Any], what: str) -> None:
+        """Wait until what was started is over."""
+        for work in works:
+            self.guarded(work.wait, what)
+
+    def _swapped(
+        self,
+        group: Any,
+        sources: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray],
+        what: str,
+    ) -> list[Any]:
+        """Start sending the n-th of the bytes to the n-th rank of a group and receiving from it.
+
+        Gloo's own collectives hand each message from thread to thread: this takes half the time,
+        for any size (benchmarks/messages.py).
+        """
         import torch
 
-        target, source = (torch.from_numpy(a.view(np.uint8)) for a in (out, rows))
-        return self.guarded(
-            lambda: self._dist.all_to_all_single(
-                target, source, list(counts), list(sent), group=self._handles[axis], async_op=True
-            ),
-            "the exchange of rows",
-        )
+        if len(targets) < 2:
+            for target, source in zip(targets, sources, strict=True):
+                target[...] = source
+            return []
+        own = group.rank()
+        targets[own][...] = sources[own]
+        others = [(own + step) % len(targets) for step in range(1, len(targets))]
 
-    def wait(self, work: Any) -> None:
-        """Wait until an exchange is over."""
-        self.guarded(work.wait, "the exchange of rows")
+        def start() -> list[Any]:
+            works = [
+                group.recv([torch.from_numpy(targets[n])], n, 0) for n in others if targets[n].size
+            ]
+            works += [
+                group.send([torch.from_numpy(sources[n])], n, 0) for n in others if sources[n].size
+            ]
+            return works
+
+        return self.guarded(start, what)
 
     # -- failures
 
@@ -238,6 +271,21 @@ def _connected(call: Callable[[], _T]) -> _T:
             hint="start them with torchrun, on hosts that reach each other "
             "(GLOO_SOCKET_IFNAME names the network to use)",
         ) from error
+
+
+def _let_work_go_first() -> None:
+    """Keep Gloo's threads from preempting the one that sends, on Linux.
+
+    The thread that waits for sockets wakes in the middle of a `send`, finds the pair locked and
+    asks the kernel again and again, until a tick of the clock (4 ms) lets the sender go on: one
+    message in five took 3 to 4 ms. A thread of the batch policy waits until the core is free.
+    """
+    if not hasattr(os, "SCHED_BATCH"):
+        return
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that is gone, or no permission
+            if "gloo" in (thread / "comm").read_text():
+                os.sched_setscheduler(int(thread.name), os.SCHED_BATCH, os.sched_param(0))
 
 
 def _leave() -> None:

@@ -46,20 +46,24 @@ def load(
     threads: int | None = None,
     target: str | None = None,
     device: str | Device | None = None,
+    wire: str = "exact",
     progress: Progress = silent,
 ) -> Session:
     """Open an artifact, check it, map its weights and return it ready to run.
 
     `threads` is the number of cores unless it or DILU_THREADS says otherwise; `target` is the
     best of the artifact's that this machine can run, on a GPU where one of them fits it. `device`
-    says where to run: `cpu`, `cuda`, `cuda:1`, `hip`, or an open device. Raises DiluError for an
-    artifact or weights that were changed, a machine that cannot run it, or too little memory
-    (before loading).
+    says where to run: `cpu`, `cuda`, `cuda:1`, `hip`, or an open device. `wire` says how rows travel
+    to the experts of other processes: `exact`; `bf16`; or `f8e4m3`, with a scale for each row, and
+    back in bf16. Raises DiluError for an artifact or weights that were changed, a machine that
+    cannot run it, or too little memory (before loading).
     """
     if threads is not None and threads < 1:
         raise DiluError(f"cannot run with {threads} threads", hint="threads is at least 1")
     artifact = path if isinstance(path, Artifact) else Artifact.open(path)
-    return Session(artifact, threads=threads, target=target, device=device, progress=progress)
+    return Session(
+        artifact, threads=threads, target=target, device=device, wire=wire, progress=progress
+    )
 
 
 class Session:
@@ -72,9 +76,11 @@ class Session:
         threads: int | None = None,
         target: str | None = None,
         device: str | Device | None = None,
+        wire: str = "exact",
         progress: Progress = silent,
     ) -> None:
-        self.ranks = _connected(artifact)
+        _check_wire(artifact, wire)
+        self.ranks = _connected(artifact, wire)
         bound: str | None = None
         if self.ranks is not None:
             from .shard import local_part
@@ -90,7 +96,7 @@ class Session:
         self._closed = True  # until all is loaded
         try:
             require_bound(artifact)
-            self.host = _host(self.ranks, choice)
+            self.host = _host(self.ranks, choice, wire)
             self._engine = _engine(artifact, choice, self.threads, self.host)
         except BaseException:
             if choice.device is not None:
@@ -235,7 +241,18 @@ def nominal_sizes(language_model: dict[str, Any] | None) -> dict[str, int]:
     return {"T": min(PREFILL_TOKENS, tokens), "S": 1, "R": 1, "P": pages, "B": pages}
 
 
-def _connected(artifact: Artifact) -> Ranks | None:
+def _check_wire(artifact: Artifact, wire: str) -> None:
+    from .wire import check_format
+
+    check_format(wire)
+    if wire != "exact" and (artifact.manifest.get("mesh") or {}).get("ep", 1) == 1:
+        raise DiluError(
+            f"{artifact.name} sends no rows that could travel as {wire}",
+            hint="compile it with --mesh ep=2 or more, or run it without --wire",
+        )
+
+
+def _connected(artifact: Artifact, wire: str) -> Ranks | None:
     """Return this process among those that the artifact is for; None where it runs alone."""
     mesh = artifact.manifest.get("mesh")
     if mesh is None or all(size == 1 for size in mesh.values()):
@@ -243,11 +260,13 @@ def _connected(artifact: Artifact) -> Ranks | None:
     from .ranks import Ranks
 
     ranks = Ranks(mesh)
-    ranks.require_equal(artifact.manifest.get("manifest_hash", ""), "artifact")
+    same = "give every machine the same artifact, compiled once and copied"
+    ranks.require_equal(artifact.manifest.get("manifest_hash", ""), "artifact", same)
+    ranks.require_equal(wire, "format on the wire", "start all of them with the same --wire")
     return ranks
 
 
-def _host(ranks: Ranks | None, choice: Choice) -> Host | None:
+def _host(ranks: Ranks | None, choice: Choice, wire: str) -> Host | None:
     """Return what native code asks of other ranks; None where it has nothing to ask."""
     if ranks is None or ranks.mesh["ep"] == ranks.mesh["tp"] == 1:
         return None
@@ -258,7 +277,7 @@ def _host(ranks: Ranks | None, choice: Choice) -> Host | None:
         )
     from .host import Host
 
-    return Host(ranks)
+    return Host(ranks, wire)
 
 
 def _engine(artifact: Artifact, choice: Choice, threads: int, host: Host | None) -> Engine:

@@ -128,7 +128,9 @@ def _main(artifact: str, out: str, mode: str) -> None:
     if os.environ.get("DILU_TEST_POOR") == os.environ["RANK"]:
         machine.available_memory = lambda: 1
     try:
-        with dilu.load(artifact, threads=1) as session:
+        wires = os.environ.get("DILU_TEST_WIRE", "exact").split(",")
+        wire = wires[int(os.environ["RANK"]) % len(wires)]
+        with dilu.load(artifact, threads=1, wire=wire) as session:
             if mode == "run":
                 Path(out).write_text(json.dumps(found(session)))
                 return

@@ -110,6 +110,31 @@ def test_equals_one_process(made, family, mesh, world, tmp_path):
     assert max(shared) < alone["weights"] * (1 / axes["tp"] + 0.05 if axes["tp"] > 1 else 1)
 
 
+@pytest.mark.parametrize(
+    ("wire", "row_bytes", "most"),
+    # Rounding is by 2^-9 (bf16, there and back) and 2^-4 (e4m3) of a row's larger numbers.
+    [("bf16", 2 * HIDDEN + 2 * HIDDEN, 0.02), ("f8e4m3", HIDDEN + 4 + 2 * HIDDEN, 0.1)],
+)
+def test_rows_in_fewer_bytes(made, wire, row_bytes, most, tmp_path):
+    folder, alone = made("qwen3_moe")
+    artifact = sharded(folder, "ep=2")
+    each = ranks.run(artifact, tmp_path / "wire", 2, DILU_TEST_WIRE=wire)
+    assert sum(own["sent"] for own in each) == off_rank(each, artifact, 2) * row_bytes
+    for got, want in zip(each[0]["logits"], alone["logits"], strict=True):
+        error = np.abs(np.array(got) - want).max() / np.abs(want).max()
+        assert 1e-5 < error < most
+    assert each[0]["logits"] == each[1]["logits"]
+
+
+def test_ranks_that_disagree_about_the_wire(made, tmp_path):
+    folder, _ = made("qwen3_moe")
+    artifact = sharded(folder, "ep=2")
+    processes = ranks.start(artifact, tmp_path / "a", 2, DILU_TEST_WIRE="bf16,exact")
+    for code, errors in ranks.outputs(processes):
+        assert code == 1
+        assert "the ranks do not have the same format on the wire: 1 differ from rank 0" in errors
+
+
 def test_placing_anew_changes_where_and_nothing_else(made, tmp_path):
     folder, alone = made("deepseek_v3")
     artifact = sharded(folder, "ep=2", replicas=2)

@@ -246,3 +246,10 @@ def test_a_batch_that_points_outside(session, name, wrong, limit):
     batch[name].flat[-1] = wrong
     with pytest.raises(DiluError, match=f"^{name} holds {wrong}, which is outside of 0 to {limit}"):
         main(*batch.values())
+
+
+def test_a_format_on_the_wire_where_nothing_is_sent(toy):
+    with pytest.raises(DiluError, match="sends no rows that could travel as bf16"):
+        Session(toy, wire="bf16")
+    with pytest.raises(DiluError, match="unknown format 'fp4'"):
+        Session(toy, wire="fp4")
