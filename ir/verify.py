@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import DiluError
 from .graph import Function, Graph, Node, Value
+from .placements import verify_placements
 from .stages import SPECS, Stage
 from .text import print_node
 
@@ -18,6 +19,8 @@ def verify(graph: Graph) -> None:
             weight = graph.weights.get(constant.name)
             if weight is not None and weight.type != constant.type:
                 raise DiluError(f"@{function.name}: {constant} is bound to {weight.type}")
+    if graph.stage == "sharded" and graph.mesh is not None:
+        verify_placements(graph)
 
 
 def verify_function(function: Function, stage: Stage, *, in_kernel: bool = False) -> None:

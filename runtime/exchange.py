@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,10 @@ _WHAT = "the exchange of rows"
 
 
 class Exchange:
-    """Sends a session's rows to experts and back, in a format of `wire.FORMATS`; `sent_bytes` counts
-    what left this rank.
+    """Sends a session's rows to experts and back, in a format of `wire.FORMATS`.
 
-    `load[n]` counts how often this rank's tokens chose each expert in the n-th block of experts.
+    `sent_bytes` counts what left this rank; `load[n]`, how often this rank's tokens chose each
+    expert in the n-th block of experts.
     """
 
     def __init__(self, ranks: Ranks, form: str = "exact") -> None:
@@ -220,8 +221,9 @@ class _Job:
         self.exchange.sent_bytes += away * row_bytes(form, self.width, self.dtype.itemsize)
 
 
+@lru_cache(4096)
 def view(address: int | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """Return native memory as an array."""
+    """Return native memory as an array; whoever asks again, gets the same one."""
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if not size or not address:
         return np.empty(shape, dtype)

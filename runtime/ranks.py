@@ -147,8 +147,7 @@ class Ranks:
         """Start sending `sent[n]` of the rows to the n-th rank of the group along an axis, and
         receiving `counts[n]` from it; return what `wait` takes."""
         sources, targets = (
-            np.split(a.view(np.uint8), np.cumsum(n)[:-1])
-            for a, n in ((rows, sent), (out, counts))
+            np.split(a.view(np.uint8), np.cumsum(n)[:-1]) for a, n in ((rows, sent), (out, counts))
         )
         return self._swapped(self._handles[axis], sources, targets, what)
 

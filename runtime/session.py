@@ -53,10 +53,10 @@ def load(
 
     `threads` is the number of cores unless it or DILU_THREADS says otherwise; `target` is the
     best of the artifact's that this machine can run, on a GPU where one of them fits it. `device`
-    says where to run: `cpu`, `cuda`, `cuda:1`, `hip`, or an open device. `wire` says how rows travel
-    to the experts of other processes: `exact`; `bf16`; or `f8e4m3`, with a scale for each row, and
-    back in bf16. Raises DiluError for an artifact or weights that were changed, a machine that
-    cannot run it, or too little memory (before loading).
+    says where to run: `cpu`, `cuda`, `cuda:1`, `hip`, or an open device. `wire` says how rows
+    travel to the experts of other processes: `exact`; `bf16`; or `f8e4m3`, with a scale for each
+    row, and back in bf16. Raises DiluError for an artifact or weights that were changed, a
+    machine that cannot run it, or too little memory (before loading).
     """
     if threads is not None and threads < 1:
         raise DiluError(f"cannot run with {threads} threads", hint="threads is at least 1")

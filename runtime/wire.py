@@ -84,8 +84,6 @@ def _decoded() -> np.ndarray:
     """Return the values of the 256 codes of e4m3."""
     codes = np.arange(256)
     exponent, mantissa = codes >> 3 & 15, codes & 7
-    size = np.where(
-        exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0)
-    )
+    size = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
     size[(codes & 127) == 127] = np.nan
     return np.where(codes >> 7, -size, size).astype(np.float32)
