@@ -172,8 +172,9 @@ def _timing(
     if mesh.ep > 1 and total:
         most = min(total, expected_most(total, mesh.ep) + (skew - 1) * mean)
     slots = (model.experts + replicas) // mesh.ep
-    busy = count_work(model.program, replace(sizes, assignments=most, slots=slots))
-    even = count_work(model.program, replace(sizes, assignments=mean, slots=slots))
+    sizes = replace(sizes, slots=slots, ranks=mesh.ep)
+    busy = count_work(model.program, replace(sizes, assignments=most))
+    even = count_work(model.program, replace(sizes, assignments=mean))
     layers: list[tuple[str, int, Mapping[str, float]]] = []
     sums = dict.fromkeys(PARTS, 0.0)
     for layer, other in zip(busy, even, strict=True):

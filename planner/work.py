@@ -32,7 +32,8 @@ from ..ir.types import Dim, symbol
 @dataclass(frozen=True)
 class Sizes:
     """How much a rank works on in one step; `context` tokens are attended to by each token, on
-    average, and `slots` are the experts that a rank holds, 0 for as many as were compiled for."""
+    average; `slots` are the experts that each of `ranks` holds, 0 for as many as were compiled for.
+    """
 
     tokens: float
     rows: float
@@ -40,6 +41,7 @@ class Sizes:
     context: float
     assignments: float = 0
     slots: int = 0
+    ranks: int = 0
 
     def symbols(self) -> dict[str, float]:
         pages = self.sequences * max(1.0, self.context / 64)
@@ -96,13 +98,18 @@ def _works(plan: Plan, sizes: Sizes, symbols: Mapping[str, float]) -> Iterator[W
         elif isinstance(step, RoutedPlan):
             row = step.width * step.dtype.itemsize
             sent = max(sizes.tokens * step.choices, sizes.assignments) * row
-            counts = step.ranks * step.slots * 8
-            yield Work("routing", "network", nbytes=counts, axis="ep", collective="all_gather")
-            way = Work("dispatch", "network", nbytes=sent, axis="ep", collective="all_to_all")
-            yield way
+            way = Work("combine", "network", nbytes=sent, axis="ep", collective="all_to_all")
+            ranks = sizes.ranks or step.ranks
+            if ranks <= step.choices:  # every rank gets all rows (runtime/exchange.py)
+                rows = sizes.tokens * (row + 4 * step.choices)
+                yield Work("dispatch", "network", nbytes=rows, axis="ep", collective="all_gather")
+            else:
+                counts = ranks * (sizes.slots or step.slots) * 8
+                yield Work("routing", "network", nbytes=counts, axis="ep", collective="all_gather")
+                yield replace(way, name="dispatch")
             inner = {**symbols, step.symbol: sizes.assignments}
             yield from _works(step.plan, replace(sizes, tokens=sizes.assignments), inner)
-            yield replace(way, name="combine")
+            yield way
 
 
 def _kernel(kernel: Kernel, sizes: Sizes, symbols: Mapping[str, float]) -> Work:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -58,10 +59,21 @@ def take_share() -> str | None:
             return None
         first, last = (n * len(cores) // len(beside) for n in (turn, turn + 1))
         cpus = [cpu for core in cores[first:last] for cpu in core]
-    os.sched_setaffinity(0, cpus)
+    _bind_threads(cpus)
     where = f" of NUMA node {', '.join(map(str, own))}" if len(nodes) > 1 else ""
     count = physical_cores()
     return f"bound to {count} core{'s' if count > 1 else ''}{where}"
+
+
+def _bind_threads(cpus: Collection[int]) -> None:
+    """Bind this thread and those that may run where it may, such as those that wait for sockets."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    with suppress(OSError):
+        for thread in Path("/proc/self/task").iterdir():
+            with suppress(OSError):  # it may be gone
+                if os.sched_getaffinity(int(thread.name)) == allowed:
+                    os.sched_setaffinity(int(thread.name), cpus)
 
 
 def _nodes(allowed: Collection[int]) -> list[list[int]]:

@@ -120,6 +120,14 @@ class Ranks:
         """Return `[N, …]` of the arrays, of equal shape, of this rank's group along an axis."""
         return self._gathered(array, len(self.groups[axis]), self._handles[axis], what)
 
+    def gather_rows_along(
+        self, axis: str, rows: np.ndarray, counts: Sequence[int], out: np.ndarray, what: str
+    ) -> None:
+        """Put the rows, bytes, of this rank's group along an axis into `out`, `counts` of each."""
+        targets = np.split(out, np.cumsum(counts)[:-1])
+        works = self._swapped(self._handles[axis], [rows] * len(targets), targets, what)
+        self.wait(works, what)
+
     def gather_rows(self, rows: np.ndarray, counts: Sequence[int], what: str) -> list[np.ndarray]:
         """Return the rows of every owner of sequences, `counts` of each."""
         padded = np.zeros((max(counts, default=0), *rows.shape[1:]), rows.dtype)
@@ -166,7 +174,7 @@ class Ranks:
         """Start sending the n-th of the bytes to the n-th rank of a group and receiving from it.
 
         Gloo's own collectives hand each message from thread to thread: this takes half the time,
-        for any size (benchmarks/messages.py).
+        for any size (benchmarks/messages.py compares).
         """
         import torch
 

@@ -96,14 +96,22 @@ def test_attention_reads_the_cache(model):
     assert work.flops == 2 * 5 * HEADS * 100 * 2 * WIDTH
 
 
-def test_bytes_on_the_wire(model):
-    layers = count_work(model(2, True).program, Sizes(5, 3, 4, 100, assignments=20, slots=2))
-    sent = {}
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_bytes_on_the_wire(model, ranks):
+    sizes = Sizes(5, 3, 4, 100, assignments=20, slots=3, ranks=ranks)
+    layers = count_work(model(2, True).program, sizes)
+    sent: dict[str, float] = {}
     for layer in layers:
         for work in layer.works:
             if work.collective:
                 sent[work.name] = sent.get(work.name, 0) + layer.times * work.nbytes
-    assert sent["dispatch"] == sent["combine"] == LAYERS * 20 * HIDDEN * 4
+    assert sent["combine"] == LAYERS * 20 * HIDDEN * 4
+    if ranks <= CHOICES:  # a row with its experts, to everyone
+        assert sent["dispatch"] == LAYERS * 5 * (HIDDEN * 4 + CHOICES * 4)
+        assert "routing" not in sent
+    else:
+        assert sent["dispatch"] == sent["combine"]
+        assert sent["routing"] == LAYERS * ranks * 3 * 8
     assert sent["all_reduce"] == 5 * (1 + 2 * LAYERS) * HIDDEN * 4
     assert sent["all_gather"] == 3 * VOCABULARY // 2 * 4
 

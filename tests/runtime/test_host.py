@@ -37,6 +37,11 @@ class FakeRanks:
     def gather_along(self, axis, array, what):
         return np.stack(self.meeting.all(self.rank, array))
 
+    def gather_rows_along(self, axis, rows, counts, out, what):
+        parts = self.meeting.all(self.rank, rows)
+        assert [len(part) for part in parts] == list(counts)
+        out[:] = np.concatenate(parts)
+
     def all_to_all(self, axis, out, counts, rows, sent, what):
         parts = self.meeting.all(self.rank, np.split(rows, np.cumsum(sent)[:-1]))
         mine = [part[self.rank] for part in parts]
@@ -111,6 +116,26 @@ def test_every_row_comes_back(capacity):
     tokens = [rng.normal(size=(n, 5)).astype(np.float32) for n in counts]
     indices = [rng.integers(0, 7, (n, 2)) for n in counts]
     check(tokens, indices, PLACEMENT, capacity)
+
+
+@pytest.mark.parametrize("choices", [3, 4])
+@pytest.mark.parametrize("capacity", [1, 5, 9, 1000])  # the smallest: too few rows for gathering
+def test_all_rows_for_all_ranks_where_there_are_few(choices, capacity):
+    rng = np.random.default_rng(capacity)
+    counts = [7, 0, 12]
+    tokens = [rng.normal(size=(n, 5)).astype(np.float32) for n in counts]
+    indices = [np.argsort(rng.random((n, 7)))[:, :choices].copy() for n in counts]
+    found = check(tokens, indices, PLACEMENT, capacity)
+    if capacity < 5:
+        return
+    back = 0
+    for rank, chosen in enumerate(indices):
+        token = np.arange(chosen.size) // choices
+        for t, expert in zip(token, chosen.reshape(-1), strict=True):
+            holders = [r for r, own in enumerate(PLACEMENT) if expert in own]
+            back += holders[(t + rank) % len(holders)] != rank
+    out = 2 * sum(counts) * (5 * 4 + choices * 4)  # to both others: the row and its experts
+    assert sum(exchange.sent_bytes for _, exchange, _ in found) == out + back * 5 * 4
 
 
 def test_all_tokens_for_one_expert_is_slower_and_not_wrong():
