@@ -3,8 +3,8 @@
     python benchmarks/ranks.py [--cores 2] [--rounds 3] [--json build/ranks.json]
 
 A dense model and one with experts, each run by one process with all cores and by as many processes
-as cores, one thread each, in turn. Ratios are of the medians of the rounds. Predictions are of
-`dilu plan` on this machine, measured in the same run.
+as cores, one thread each, in turn. Ratios are medians of the rounds' own. Predictions are the
+planner's for this machine, measured anew in every round.
 """
 
 from __future__ import annotations
@@ -71,15 +71,17 @@ def _run(artifact: Path, processes: int, threads: int) -> dict[str, float]:
     return json.loads(out.read_text())
 
 
-def _predicted(checkpoint: Path, cluster: Any, mesh: str | None) -> dict[str, float]:
-    from dilu.planner.simulate import Demand
-    from dilu.planning import plan
+def _predicted(model: Any, cluster: Any, mesh: str, cores: int) -> dict[str, float]:
+    """Return what the planner says of a divided model, by what is timed."""
+    from dilu.ir.mesh import Mesh
+    from dilu.planner.simulate import Demand, simulate
 
+    place = Mesh() if mesh == "one" else Mesh(**{mesh: cores})
     demands = {f"decode {n}": Demand(n, CONTEXT + STEPS // 2, CONTEXT) for n in BATCHES}
     demands["prefill"] = Demand(1, PREFILL, PREFILL)
     found: dict[str, float] = {}
     for what, demand in demands.items():
-        (e,) = plan(checkpoint, cluster, mesh=mesh or "ep=1", demand=demand).estimates
+        e = simulate(model, place, cluster, demand)
         found[what] = e.prefill.seconds if what == "prefill" else e.decode.seconds
     return found
 
@@ -92,43 +94,46 @@ def main() -> None:
     options = parser.parse_args()
     import dilu
     from dilu.calibrate import measure_machine
+    from dilu.planning import prepare
 
     cores = options.cores
-    clusters = {n: measure_machine(processes=n) for n in (1, cores)}
-    rows: list[dict[str, Any]] = []
+    models: dict[tuple[str, str], Any] = {}
+    artifacts: dict[tuple[str, str], Path] = {}
     for model, sizes in MODELS.items():
         folder = Path(f"build/ranks-{model}")
         if not (folder / "config.json").exists():
             random_checkpoint.write(folder, vocab=1024, **sizes)
-        artifacts: dict[str, Path] = {}
+        prepared = prepare(folder, "f32")
         for mesh in MESHES[model]:
-            artifacts[mesh] = folder.with_name(f"{folder.name}-{mesh}.dilu")
+            key = model, mesh
+            artifacts[key] = folder.with_name(f"{folder.name}-{mesh}.dilu")
             given = None if mesh == "one" else f"{mesh}={cores}"
-            dilu.compile(folder, mesh=given).save(artifacts[mesh])
-        times: dict[str, list[dict[str, float]]] = {mesh: [] for mesh in artifacts}
-        for _ in range(options.rounds):
-            for mesh, artifact in artifacts.items():
-                processes = 1 if mesh == "one" else cores
-                times[mesh].append(_run(artifact, processes, cores // processes))
-        for mesh in artifacts:
-            alone = mesh == "one"
-            plan = _predicted(
-                folder, clusters[1 if alone else cores], None if alone else f"{mesh}={cores}"
-            )
-            for what, predicted in plan.items():
-                own = statistics.median(t[what] for t in times[mesh])
-                one = statistics.median(t[what] for t in times["one"])
-                rows.append(
-                    {"model": model, "mesh": mesh, "what": what, "seconds": own,
-                     "of one": own / one, "predicted": predicted / own}
-                )  # fmt: skip
-    print(f"{'model':9}{'processes':16}{'step':12}{'ms':>9}{'of one':>9}{'predicted':>11}")
-    for row in rows:
-        where = f"1 × {cores} threads" if row["mesh"] == "one" else f"{row['mesh']}={cores}, 1 each"
+            dilu.compile(folder, mesh=given).save(artifacts[key])
+            models[key] = prepared.sharded(cores if mesh == "tp" else 1, mesh == "ep")
+    times: dict[Any, list[float]] = {}
+    ratios: dict[Any, list[float]] = {}
+    for _ in range(options.rounds):
+        # The machine is measured in every round, as it is not as fast in all of them.
+        clusters = {n: measure_machine(processes=n) for n in (1, cores)}
+        for (model, mesh), artifact in artifacts.items():
+            processes = 1 if mesh == "one" else cores
+            plan = _predicted(models[model, mesh], clusters[processes], mesh, cores)
+            for what, seconds in _run(artifact, processes, cores // processes).items():
+                times.setdefault((model, mesh, what), []).append(seconds)
+                ratios.setdefault((model, mesh, what), []).append(plan[what] / seconds)
+    print(f"{'model':9}{'processes':16}{'step':12}{'ms':>9}{'of one':>9}{'predicted':>21}")
+    rows: list[dict[str, Any]] = []
+    for (model, mesh, what), own in times.items():
+        beside = zip(own, times[model, "one", what], strict=True)
+        of_one = statistics.median(a / b for a, b in beside)
+        predicted = ratios[model, mesh, what]
+        where = f"1 × {cores} threads" if mesh == "one" else f"{mesh}={cores}, 1 each"
         print(
-            f"{row['model']:9}{where:16}{row['what']:12}{row['seconds'] * 1e3:9.2f}"
-            f"{row['of one']:8.2f}x{row['predicted']:10.2f}x"
+            f"{model:9}{where:16}{what:12}{statistics.median(own) * 1e3:9.2f}{of_one:8.2f}x"
+            f"{statistics.median(predicted):10.2f}x ({min(predicted):.2f}-{max(predicted):.2f})"
         )
+        rows.append({"model": model, "mesh": mesh, "what": what, "seconds": own,
+                     "of one": of_one, "predicted": predicted})  # fmt: skip
     options.json.write_text(json.dumps(rows, indent=1))
 
 

@@ -14,7 +14,6 @@ depend on who holds its expert, nor on the rows that came with it.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -182,13 +181,13 @@ class _Job:
 
     def combine(self, number: int) -> None:
         """Start sending what became of the rows of a round back to where they are from."""
-        sent, received, chosen = self.traffic(number)
+        sizes, chosen = self.traffic(number)
         form = self.exchange.back
-        made = encode(form, self.lent(number)[2][: sum(received)])
+        made = encode(form, self.lent(number)[2][: int(sizes[:, self.me].sum())])
         rows = np.empty((len(chosen), self.width), self.dtype)
         back = self.landing(form, f"back{number % 2}", rows)
-        self.count(form, received)
-        works = self.ranks.all_to_all("ep", back, sent, made, received, _WHAT)
+        self.count(form, sizes.T)
+        works = self.ranks.all_to_all("ep", back, sizes.T, made, _WHAT)
         self.coming[number] = (works, made, back, rows, chosen)
 
     def finish(self, number: int) -> None:
@@ -199,8 +198,8 @@ class _Job:
             decode(self.exchange.back, back, rows)
         self.result[self.order[chosen]] = rows
 
-    def traffic(self, number: int) -> tuple[list[int], list[int], np.ndarray]:
-        """Return the rows sent to and received from each rank in a round, and which are sent.
+    def traffic(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return how many rows each rank sends to each in a round, and which ones this one does.
 
         A rank's rows come in the order of their sources; round n takes `capacity` of them from
         the n-th multiple of it on.
@@ -211,8 +210,7 @@ class _Job:
         )
         mine = zip(self.offsets, low[self.me], high[self.me], strict=True)
         chosen = np.concatenate([np.arange(o + a, o + b) for o, a, b in mine])
-        sizes = high - low
-        return sizes[self.me].tolist(), sizes[:, self.me].tolist(), chosen
+        return high - low, chosen
 
     def lent(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the memory of a round: rows, their slots, and what they become."""
@@ -232,9 +230,9 @@ class _Job:
         memory = self.exchange.memory(name, (self.capacity, size), np.dtype(np.uint8))
         return memory[: len(rows)]
 
-    def count(self, form: str, rows: Sequence[int]) -> None:
-        away = sum(rows) - rows[self.me]
-        self.exchange.sent_bytes += away * row_bytes(form, self.width, self.dtype.itemsize)
+    def count(self, form: str, sizes: np.ndarray) -> None:
+        row = row_bytes(form, self.width, self.dtype.itemsize)
+        self.exchange.sent_bytes += self.ranks.sent_rows("ep", sizes) * row
 
 
 class _Sent(_Job):
@@ -252,12 +250,13 @@ class _Sent(_Job):
     def dispatch(self, number: int) -> None:
         if number >= self.rounds:
             return
-        sent, received, chosen = self.traffic(number)
+        sizes, chosen = self.traffic(number)
         form = self.exchange.out
         rows = encode(form, np.take(self.x, self.token[chosen], axis=0))
-        came = self.landing(form, f"came{number % 2}", self.lent(number)[0][: sum(received)])
-        self.count(form, sent)
-        works = self.ranks.all_to_all("ep", came, received, rows, sent, _WHAT)
+        here = int(sizes[:, self.me].sum())
+        came = self.landing(form, f"came{number % 2}", self.lent(number)[0][:here])
+        self.count(form, sizes)
+        works = self.ranks.all_to_all("ep", came, sizes, rows, _WHAT)
         self.going[number] = (works, rows, came)
 
     def arrive(self, number: int, rows: np.ndarray) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 
 from .. import knobs
 from ..errors import DiluError
+from .hops import TwoHops, sent_rows, worth_two_hops
 
 AXES = ("dp", "ep", "tp")
 _GRACE = 5.0  # seconds in which those that are alive say so after a failure
@@ -62,6 +63,8 @@ class Ranks:
         self._everyone: Any = dist.group.WORLD
         self._failures = 0
         _let_work_go_first()
+        #: By axis: how many of a group are on each machine, where rows take two hops; else 1.
+        self._local = {axis: self._hops(axis) for axis in self.groups}
 
     @property
     def owners(self) -> int:
@@ -72,6 +75,14 @@ class Ranks:
     def owner(self) -> int:
         """The part whose sequences this rank works on."""
         return self.coordinates["dp"] * self.mesh["ep"] + self.coordinates["ep"]
+
+    def _hops(self, axis: str) -> int:
+        """Return how many ranks of a group are on each machine, 1 where that does not matter."""
+        locals_ = self.all_gather(np.array([knobs.LOCAL_SIZE.get()], np.int64), "agreement")
+        apart = prod(self.mesh[a] for a in AXES[AXES.index(axis) + 1 :])
+        local, left = divmod(int(locals_[0, 0]), apart)
+        same = left == 0 and (locals_ == locals_[0]).all()
+        return local if same and worth_two_hops(self.mesh[axis], local) else 1
 
     # -- agreement
 
@@ -144,20 +155,26 @@ class Ranks:
         return out
 
     def all_to_all(
-        self,
-        axis: str,
-        out: np.ndarray,
-        counts: Sequence[int],
-        rows: np.ndarray,
-        sent: Sequence[int],
-        what: str,
+        self, axis: str, out: np.ndarray, sizes: np.ndarray, rows: np.ndarray, what: str
     ) -> list[Any]:
-        """Start sending `sent[n]` of the rows to the n-th rank of the group along an axis, and
-        receiving `counts[n]` from it; return what `wait` takes."""
-        sources, targets = (
-            np.split(a.view(np.uint8), np.cumsum(n)[:-1]) for a, n in ((rows, sent), (out, counts))
+        """Start sending rows among the group along an axis: `sizes[n, m]` of the n-th rank's to the
+        m-th, in the order of those they are for, to lie in `out` in the order of those they are
+        from. Returns what `wait` takes."""
+        group, own = self._handles[axis], self.groups[axis].index(self.rank)
+        rows, out = rows.view(np.uint8), out.view(np.uint8)
+
+        def swap(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> list[Any]:
+            return self._swapped(group, sources, targets, what)
+
+        if self._local[axis] > 1:
+            return [TwoHops(swap, out, sizes, rows, own, self._local[axis])]
+        return swap(
+            np.split(rows, np.cumsum(sizes[own])[:-1]), np.split(out, np.cumsum(sizes[:, own])[:-1])
         )
-        return self._swapped(self._handles[axis], sources, targets, what)
+
+    def sent_rows(self, axis: str, sizes: np.ndarray) -> int:
+        """Return how many rows this rank sends to others in such an exchange."""
+        return sent_rows(sizes, self.groups[axis].index(self.rank), self._local[axis])
 
     def wait(self, works: Sequence[Any], what: str) -> None:
         """Wait until what was started is over."""

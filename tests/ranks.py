@@ -33,11 +33,12 @@ def start(
     *,
     mode: str = "run",
     hosts: Hosts | None = None,
+    local: int = 0,
     **env: str,
 ) -> list[Any]:
     """Start `world` processes; return them. `env` is added to their environment; `{rank}` in a
     value stands for a process's rank, and so it does in the artifact's name. With `hosts`, each
-    process is on a host of its own."""
+    process is on a host of its own; with `local`, they say that so many share a machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -50,6 +51,8 @@ def start(
         if hosts is not None:
             place |= {"MASTER_ADDR": hosts.address(0), "GLOO_SOCKET_IFNAME": "eth0"}
             before = hosts.prefix(rank)
+        if local:
+            place |= {"LOCAL_WORLD_SIZE": str(local), "LOCAL_RANK": str(rank % local)}
         own = {name: value.format(rank=rank) for name, value in env.items()}
         name = str(artifact).format(rank=rank)
         command = [*before, sys.executable, __file__, name, str(out / f"{rank}.json"), mode]

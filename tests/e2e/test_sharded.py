@@ -100,6 +100,7 @@ def summed_bytes(folder: Path, alone: dict[str, Any]) -> int:
         ("glm4_moe", "ep=2", 2),
         ("deepseek_v3", "ep=4", 4),
         ("qwen3_moe", "ep=8", 8),
+        ("glm4_moe", "ep=8", 8),
         ("deepseek_v3", "dp=2,ep=2", 4),
         ("llama", "tp=2", 2),
         ("qwen3_moe", "ep=2,tp=2", 4),
@@ -123,6 +124,22 @@ def test_equals_one_process(made, family, mesh, world, tmp_path):
     shared = [own["weights"] for own in each]
     assert max(shared) - min(shared) < 0.01 * max(shared)
     assert max(shared) < alone["weights"] * (1 / axes["tp"] + 0.05 if axes["tp"] > 1 else 1)
+
+
+def test_rows_in_two_hops(made, tmp_path):
+    """Four machines of two: rows for the other of another machine are passed on by one there."""
+    folder, alone = made("qwen3_moe")
+    artifact = sharded(folder, "ep=8")
+    each = ranks.run(artifact, tmp_path / "hops", 8, local=2)
+    check_equal(each, alone)
+    tables = np.concatenate(list(placements(Artifact.open(artifact).manifest).values()))
+    hops = 0
+    for source, own in enumerate(each):
+        for table, load in zip(tables, own["load"], strict=True):
+            for expert, count in enumerate(load):
+                holder = int(np.nonzero((table == expert).any(1))[0][0])
+                hops += count * ((source // 2 != holder // 2) + (source % 2 != holder % 2))
+    assert sum(own["sent"] for own in each) == 2 * hops * HIDDEN * 4
 
 
 @pytest.mark.parametrize(

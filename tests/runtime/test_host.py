@@ -42,11 +42,14 @@ class FakeRanks:
         assert [len(part) for part in parts] == list(counts)
         out[:] = np.concatenate(parts)
 
-    def all_to_all(self, axis, out, counts, rows, sent, what):
-        parts = self.meeting.all(self.rank, np.split(rows, np.cumsum(sent)[:-1]))
+    def all_to_all(self, axis, out, sizes, rows, what):
+        parts = self.meeting.all(self.rank, np.split(rows, np.cumsum(sizes[self.rank])[:-1]))
         mine = [part[self.rank] for part in parts]
-        assert [len(part) for part in mine] == list(counts)
+        assert [len(part) for part in mine] == sizes[:, self.rank].tolist()
         out.view(np.uint8)[:] = np.concatenate(mine).view(np.uint8)
+
+    def sent_rows(self, axis, sizes):
+        return int(sizes[self.rank].sum() - sizes[self.rank, self.rank])
 
     def wait(self, works, what):
         pass
