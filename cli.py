@@ -175,7 +175,7 @@ def run(
     ] = "exact",
     record_load: Annotated[
         Path | None,
-        typer.Option(help="Write how often tokens chose each expert (of a --mesh) to this file."),
+        typer.Option(help="Write how often tokens chose each expert to this file."),
     ] = None,
     verbose: Annotated[bool, typer.Option("-v", help="Say what is loaded and how.")] = False,
 ) -> None:

@@ -92,6 +92,7 @@ def compile(
 
     from .passes.manager import stage_texts
     from .passes.pipeline import compile_graph
+    from .passes.shard_experts import expert_blocks
 
     planned, records = compile_graph(
         captured.graph, targets[0], passes=passes, sharding=sharding, on_pass=report
@@ -118,6 +119,10 @@ def compile(
         "language_model": captured.language_model,
         "mesh": dataclasses.asdict(planned.mesh) if planned.mesh is not None else None,
         "routed": list(_routed(planned)),
+        "experts": [
+            {"placement": name, "layer": layer, "experts": count}
+            for name, layer, count in expert_blocks(planned.functions[0])
+        ],
         "options": {
             "source": captured.source,
             "dtype": dtype,

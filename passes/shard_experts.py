@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from ..ir.dtypes import I64
 from ..ir.graph import Function, Graph, Node, Value
 from ..ir.mesh import Mesh
 from ..ir.ops.collective import Routed
-from ..ir.ops.control import Call
+from ..ir.ops.control import Call, Kernel
 from ..ir.ops.elementwise import Cast, Mul
 from ..ir.ops.index import BroadcastTo, Reshape
 from ..ir.ops.language import Experts
@@ -156,7 +156,7 @@ class _Layer:
         ]
         if any(leaf.name not in constants for leaf in leaves):
             raise UnsupportedError("experts whose weights are computed are not sharded")
-        name = f"{leaves[0].name.rpartition('.')[0] or 'experts'}.placement"
+        name = placement_name(leaves[0].name)
         experts = int(matrices[0].type.shape[0])
         placed = self.sharding.place(self.prefix + name, self.times, experts)
         self.placements[name] = placed
@@ -203,6 +203,38 @@ class _Layer:
             nodes=tuple(inner.nodes),
             results=(out,),
         )
+
+
+def placement_name(weight: str) -> str:
+    """Return the name of the constant that places experts, given that of their first weight."""
+    return f"{weight.rpartition('.')[0] or 'experts'}.placement"
+
+
+def expert_blocks(function: Function) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, layer, experts) of the blocks of experts that are not sharded, as they run; the
+    name is that of the placement they would have."""
+    for node in function.nodes:
+        if not isinstance(node.op, Call):
+            continue
+        body = node.op.body
+        outer = dict(zip((v.name for v in body.inputs), node.inputs, strict=True))
+        first = body.constants[0].name if body.constants else ""
+        prefix = outer[first].name.removesuffix(first) if first else ""
+        found = [b for n in body.nodes if isinstance(n.op, Kernel) for b in _block(n, n.op.body)]
+        for layer in range(node.op.times):
+            for weight, experts in found:
+                yield prefix + placement_name(weight), layer, experts
+
+
+def _block(node: Node, body: Function) -> Iterator[tuple[str, int]]:
+    """Yield the first weight, as the kernel's operand, and the number of a kernel's experts."""
+    names = dict(zip((v.name for v in body.inputs), node.inputs, strict=True))
+    flow = Dataflow(replace(body, parameters=(), states=(), updates=(), constants=body.inputs))
+    for inner in body.nodes:
+        if isinstance(inner.op, Experts):
+            matrix = inner.inputs[3]
+            leaf = _leaves(matrix, weight_chain(flow, matrix) or [])[0]
+            yield names[leaf.name].name, int(matrix.type.shape[0])
 
 
 def _leaves(matrix: Value, chain: list[Node]) -> list[Value]:

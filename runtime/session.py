@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import DiluError
@@ -127,21 +127,39 @@ class Session:
     def expert_load(self) -> dict[str, np.ndarray]:
         """Return how often tokens chose each expert so far, i64[layers, experts] by the name of
         the layers, on all ranks together; every rank has to call it."""
-        if self.host is None or self.ranks is None or self.ranks.mesh["ep"] == 1:
+        import numpy as np
+
+        blocks, own = self._own_load()
+        everyones = [own]
+        if self.ranks is not None:
+            # Neighbours along tp, the innermost axis, count the same tokens.
+            everyones = self.ranks.gather([load.tolist() for load in own])
+            everyones = everyones[:: self.ranks.mesh["tp"]]
+        layers: dict[str, list[np.ndarray]] = {}
+        for block, loads in zip(blocks, zip(*everyones, strict=True), strict=False):
+            layers.setdefault(block["placement"], []).append(np.array(loads, np.int64).sum(0))
+        return {name: np.stack(rows) for name, rows in layers.items()}
+
+    def _own_load(self) -> tuple[Sequence[dict[str, Any]], list[np.ndarray]]:
+        """Return the blocks of experts as they run, and how often each expert of them was chosen by
+        this rank's tokens."""
+        manifest = self.artifact.manifest
+        if self.host is not None and manifest.get("routed"):
+            return manifest["routed"], self.host.exchange.load
+        counts, blocks = self._engine.expert_counts, manifest.get("experts", ())
+        if not blocks:
             raise DiluError(
-                f"{self.artifact.name} does not count the load of its experts",
-                hint="compile it with --mesh ep=2 or more, and run it with torchrun",
+                f"{self.artifact.name} has no experts whose load could be counted",
+                hint="record the load of a mixture-of-experts model, compiled by this dilu",
+            )
+        if counts is None:
+            raise DiluError(
+                f"the load of experts is not counted on {self.target}",
+                hint="record it on a CPU, with --device cpu and a target for it",
             )
         import numpy as np
 
-        own = [load.tolist() for load in self.host.exchange.load]
-        # Neighbours along tp, the innermost axis, count the same tokens.
-        everyones = np.array(self.ranks.gather(own)[:: self.ranks.mesh["tp"]], np.int64)
-        blocks = self.artifact.manifest["routed"][: len(own)]
-        layers: dict[str, list[np.ndarray]] = {}
-        for block, load in zip(blocks, everyones.sum(0), strict=True):
-            layers.setdefault(block["placement"], []).append(load)
-        return {name: np.stack(rows) for name, rows in layers.items()}
+        return blocks, np.split(counts, np.cumsum([b["experts"] for b in blocks])[:-1])
 
     def function(self, name: str) -> Function:
         """Return a function of the artifact by its name."""

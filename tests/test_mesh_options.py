@@ -8,6 +8,7 @@ import torch
 
 import dilu
 from dilu.compiler import rebalance
+from dilu.planner.expert_load import load_text
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,24 @@ def test_placing_anew_needs_several_ranks(checkpoint, tmp_path):
         rebalance(path, tmp_path / "load.json")
 
 
-def test_load_is_counted_on_several_ranks_alone(checkpoint, tmp_path):
-    path = dilu.compile(checkpoint).save(tmp_path / "m.dilu")
-    with dilu.load(path) as session, pytest.raises(dilu.DiluError, match="does not count"):
+def test_one_process_counts_the_load_that_several_place_by(checkpoint, tmp_path):
+    plain = dilu.compile(checkpoint)
+    config = checkpoints.FAMILIES["qwen3_moe"]
+    tokens = [5, 17, 3, 99, 42]
+    with dilu.load(plain.save(tmp_path / "m.dilu")) as session:
+        for times in (1, 2):
+            list(session.language.logits([tokens]))
+            ((name, load),) = session.expert_load().items()
+            assert load.shape == (config["num_hidden_layers"], config["num_experts"])
+            chosen = times * len(tokens) * config["num_experts_per_tok"]
+            assert load.sum(1).tolist() == [chosen] * len(load)
+            assert load.max() <= times * len(tokens)
+    (tmp_path / "load.json").write_text(load_text({name: load}))
+    sharded = dilu.compile(checkpoint, mesh="ep=2", expert_load=tmp_path / "load.json")
+    assert {block["placement"] for block in sharded.manifest["routed"]} == {name}
+
+
+def test_a_model_without_experts_has_no_load(tmp_path):
+    path = dilu.compile(torch.nn.Linear(2, 2), [torch.zeros(1, 2)]).save(tmp_path / "m.dilu")
+    with dilu.load(path) as session, pytest.raises(dilu.DiluError, match="has no experts"):
         session.expert_load()

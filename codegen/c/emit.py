@@ -87,6 +87,7 @@ def _entries(program: Program, plans: list[EmittedPlan]) -> str:
     with w.block(f"{_EXPORT} int dilu_run(dilu_pool* pool, int function, const dilu_call* call)"):
         w.line("const int64_t* const sizes = call->sizes;")
         w.line("(void)sizes;")
+        w.line("pool->counts = call->counts;")
         for number, entry in enumerate(program.entries):
             work = _with_sizes(emit_index(entry.work, 2), entry)
             with w.block(f"if (function == {number})"):

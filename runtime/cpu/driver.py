@@ -30,6 +30,7 @@ class _Call(ctypes.Structure):
         ("results", ctypes.c_void_p),
         ("arena", ctypes.c_void_p),
         ("host", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
     ]
 
 
@@ -61,9 +62,11 @@ class Library:
         constants: np.ndarray,
         results: Sequence[np.ndarray],
         host: int = 0,
+        counts: np.ndarray | None = None,
     ) -> None:
         """Run a function. `constants` is u64[n]: the address of every constant's table; `host`
-        that of the `dilu_host` of a function whose rows travel.
+        that of the `dilu_host` of a function whose rows travel. The entries of every expert of
+        every block, one after another, are added to `counts`, i64.
         """
         if self._pool is None:
             raise DiluError("the session is closed")
@@ -81,6 +84,7 @@ class Library:
             address(tables[2]),
             address(self._arena),
             host,
+            None if counts is None else address(counts),
         )
         code = self._native.dilu_run(self._pool, function, ctypes.byref(call))
         if code:

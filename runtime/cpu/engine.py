@@ -40,6 +40,8 @@ class CpuEngine:
         self.weight_bytes = weight_bytes(artifact)
         self._artifact = artifact
         self._functions: list[dict[str, Any]] = artifact.manifest["functions"]
+        experts = [block["experts"] for block in artifact.manifest.get("experts", ())]
+        self.expert_counts = np.zeros(sum(experts), np.int64) if experts else None
         self._weights: Weights | None = None
         self._tables: list[list[np.ndarray]] = []
         self._constants: list[np.ndarray] = []
@@ -95,12 +97,13 @@ class CpuEngine:
             for shape, entry in zip(shapes, entries, strict=True)
         ]
         order, constants = self._order(function, sizes), self._constants[function]
-        if self.host is None:
-            self._library.run(function, order, parameters, states, constants, results)
-        else:
+        address = 0
+        if self.host is not None:
             self.host.begin()
             address = self.host.address
-            self._library.run(function, order, parameters, states, constants, results, address)
+        counts = self.expert_counts if function == 0 else None
+        self._library.run(function, order, parameters, states, constants, results, address, counts)
+        if self.host is not None:
             self.host.finish()
         return results
 

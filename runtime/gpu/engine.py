@@ -38,6 +38,7 @@ class GpuEngine:
     """The functions, weights and working memory of an artifact on a device."""
 
     padded = True
+    expert_counts: np.ndarray | None = None
 
     def __init__(self, artifact: Artifact, target: str, device: Device, *, text: bool) -> None:
         self.device = device

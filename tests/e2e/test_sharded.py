@@ -53,6 +53,7 @@ def check_equal(each: list[dict[str, Any]], alone: dict[str, Any]) -> None:
             error = np.abs(np.array(got) - want).max() / np.abs(want).max()
             assert error < 1e-5
         assert own["tokens"] == alone["tokens"]
+        assert own["expert_load"] == alone["expert_load"]
 
 
 def off_rank(each: list[dict[str, Any]], artifact: Path, ep: int) -> int:

@@ -87,7 +87,8 @@ DILU_INLINE int64_t dilu_expert_of(const dilu_experts_args* a, int64_t entry) {
 }
 
 /* Counting sort of the entries of tokens t0.. by expert; stable, so the order is deterministic. */
-DILU_NOINLINE void dilu_experts_sort(const dilu_experts_args* a, const dilu_experts_space* s, int64_t t0, int64_t tokens) {
+DILU_NOINLINE void dilu_experts_sort(const dilu_experts_args* a, const dilu_experts_space* s, int64_t t0, int64_t tokens,
+                                     int64_t* counts) {
   int64_t entries = tokens * a->k;
   memset(s->offsets, 0, (size_t)(a->E + 1) * sizeof(int32_t));
   for (int64_t i = 0; i < entries; i++) {
@@ -97,6 +98,7 @@ DILU_NOINLINE void dilu_experts_sort(const dilu_experts_args* a, const dilu_expe
   int32_t total = 0, active = 0;
   for (int64_t e = 0; e < a->E; e++) { /* offsets: from counts to ends */
     if (s->offsets[e]) s->active[active++] = (int32_t)e;
+    if (counts) counts[e] += s->offsets[e];
     total += s->offsets[e];
     s->offsets[e] = total;
   }
@@ -174,7 +176,7 @@ DILU_INLINE void dilu_experts(dilu_weight_type gate_up, dilu_weight_type down, c
   dilu_experts_space space = dilu_experts_layout(a, dilu_pool_threads(pool));
   for (int64_t t0 = 0; t0 < a->T; t0 += DILU_EXPERT_TOKENS) {
     int64_t tokens = a->T - t0 < DILU_EXPERT_TOKENS ? a->T - t0 : DILU_EXPERT_TOKENS;
-    if (thread == 0) dilu_experts_sort(a, &space, t0, tokens);
+    if (thread == 0) dilu_experts_sort(a, &space, t0, tokens, pool->counts);
     dilu_barrier(pool, thread);
     dilu_experts_product(gate_up, 2, down.format, activation, ctx, a, &space, a->gate_up_codes, a->gate_up_scales,
                          a->gate_up_scale_stride, a->I, a->H, a->x + t0 * a->x_stride, a->x_stride, a->k, pool, thread);
@@ -185,6 +187,7 @@ DILU_INLINE void dilu_experts(dilu_weight_type gate_up, dilu_weight_type down, c
     dilu_experts_combine(a, &space, t0, tokens, epilogue, ctx, pool, thread);
     /* No barrier here: the next tokens' order and hidden rows may be written while y is still read. */
   }
+  if (thread == 0 && pool->counts) pool->counts += a->E;
 }
 
 #endif

@@ -48,6 +48,7 @@ typedef struct dilu_pool {
   char pad2[DILU_LINE - 4];
   dilu_padded tickets[DILU_LOOPS]; /* next unclaimed task of each loop */
   dilu_padded* loops;              /* [threads]: loops begun since the last barrier */
+  int64_t* counts; /* where the next block of experts adds up its entries, by expert, or NULL */
   int threads, started, stop, sleepers;
   void (*fn)(void*, int, int);
   void* arg;

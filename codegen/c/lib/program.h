@@ -27,6 +27,7 @@ typedef struct {
   void* const* results;
   char* arena;                          /* dilu_arena_bytes() bytes, 64-byte aligned */
   struct dilu_host* host;               /* of functions that speak with other ranks, else NULL */
+  int64_t* counts;                      /* entries of every expert are added here, block by block, or NULL */
 } dilu_call;
 
 /* Rows on their way to experts: what a function hands to the host, and what the host lends it. */

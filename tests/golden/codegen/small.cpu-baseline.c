@@ -163,6 +163,7 @@ __attribute__((visibility("default"))) int64_t dilu_arena_bytes(int function, co
 __attribute__((visibility("default"))) int dilu_run(dilu_pool* pool, int function, const dilu_call* call) {
   const int64_t* const sizes = call->sizes;
   (void)sizes;
+  pool->counts = call->counts;
   if (function == 0) {
     if ((sizes[0]*64) != 0) dilu_pool_run(pool, entry_0, &(dilu_entry){call, pool});
     return 0;
