@@ -31,7 +31,7 @@ CONTEXT, STEPS, PREFILL = 64, 24, 512
 
 
 def _rank(artifact: str, threads: int, out: str) -> None:
-    """Be one of the processes: time decode steps at every batch, and a prefill; write JSON."""
+    """Be one of the processes: time decode steps at every batch, and two prompts; write JSON."""
     import dilu
 
     found: dict[str, float] = {}
@@ -47,11 +47,11 @@ def _rank(artifact: str, threads: int, out: str) -> None:
                     times += [now - last] if last is not None else []
                     last = now
             found[f"decode {batch}"] = statistics.median(times)
-        prompt = [[i % 999 + 3 for i in range(PREFILL)]]
+        prompts = [[(7 * n + i) % 999 + 3 for i in range(PREFILL // 2)] for n in range(2)]
         times = []
         for _ in range(2):
             begun = time.perf_counter()
-            list(loop.generate(prompt, max_tokens=1))
+            list(loop.generate(prompts, max_tokens=1))
             times.append(time.perf_counter() - begun)
         found["prefill"] = min(times)
     if os.environ.get("RANK", "0") == "0":
@@ -78,7 +78,7 @@ def _predicted(model: Any, cluster: Any, mesh: str, cores: int) -> dict[str, flo
 
     place = Mesh() if mesh == "one" else Mesh(**{mesh: cores})
     demands = {f"decode {n}": Demand(n, CONTEXT + STEPS // 2, CONTEXT) for n in BATCHES}
-    demands["prefill"] = Demand(1, PREFILL, PREFILL)
+    demands["prefill"] = Demand(2, PREFILL // 2, PREFILL // 2)
     found: dict[str, float] = {}
     for what, demand in demands.items():
         e = simulate(model, place, cluster, demand)
