@@ -118,6 +118,10 @@ def compile_command(
     expert_load: Annotated[
         Path | None, typer.Option(help="Place experts by this file of dilu run --record-load.")
     ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(help="Keep groups of experts on a machine of this cluster (YAML)."),
+    ] = None,
     verbose: Annotated[bool, typer.Option("-v", help="Say what is done and how long.")] = False,
 ) -> None:
     """Compile a model into an artifact."""
@@ -140,6 +144,7 @@ def compile_command(
             mesh=mesh,
             replicas=replicas,
             expert_load=expert_load,
+            cluster=cluster,
             progress=progress,
         )
         place = artifact.save(output or Path(f"{artifact.name}.dilu"), progress=progress)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,7 @@ def compile(
     mesh: str | None = None,
     replicas: int = 0,
     expert_load: str | os.PathLike[str] | None = None,
+    cluster: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile a model and return the artifact, not saved yet.
@@ -72,15 +73,17 @@ def compile(
     model computes in, `max_seq` the longest sequence it takes, `bundle` copies the weights into
     the artifact when it is saved. `mesh`, such as `ep=8`, is for as many processes, which share out
     experts (with `replicas` more of the hottest, by `expert_load`, a file that `dilu run
-    --record-load` wrote) and sequences. Raises DiluError for whatever cannot be compiled.
+    --record-load` wrote) and sequences; with `cluster`, a YAML file, groups of experts that are
+    asked for together stay on a machine. Raises DiluError for whatever cannot be compiled.
     """
     report = progress or silent
     if dtype not in DTYPES:
         raise DiluError(f"unknown dtype {dtype!r}", hint=f"dtype is one of {', '.join(DTYPES)}")
     report("look up targets")
     targets = _targets([target] if isinstance(target, str) else target)
-    sharding = _sharding(mesh, replicas, expert_load, targets)
     path = _path(model)
+    topology = _topology(mesh, cluster, path)
+    sharding = _sharding(mesh, replicas, expert_load, topology, targets)
     if path is not None and path.suffix != ".pt2":
         captured = _capture_checkpoint(path, dtype, config_only, max_seq, report)
     else:
@@ -118,11 +121,8 @@ def compile(
         "constants": constants,
         "language_model": captured.language_model,
         "mesh": dataclasses.asdict(planned.mesh) if planned.mesh is not None else None,
-        "routed": list(_routed(planned)),
-        "experts": [
-            {"placement": name, "layer": layer, "experts": count}
-            for name, layer, count in expert_blocks(planned.functions[0])
-        ],
+        "topology": topology,
+        "experts": [dataclasses.asdict(b) for b in expert_blocks(planned.functions[0])],
         "options": {
             "source": captured.source,
             "dtype": dtype,
@@ -133,8 +133,29 @@ def compile(
     return Artifact(manifest, files, bundle=bundle)
 
 
+def _topology(mesh: str | None, cluster: Any, path: Path | None) -> dict[str, Any]:
+    """Return what experts are placed by beside their load, as keywords of `place_experts`: how
+    their ranks lie in the cluster, and the model's groups of experts."""
+    if cluster is None:
+        return {}
+    if mesh is None:
+        raise DiluError("cluster is given, but no mesh", hint="give one, such as ep=8")
+    from .frontend.checkpoint import read_config
+    from .ir.mesh import parse_mesh
+    from .planner.cluster import read_cluster
+
+    parsed = parse_mesh(mesh)
+    levels = read_cluster(cluster).levels_of(parsed.ep, parsed.tp)
+    groups = read_config(path).get("n_group") if path is not None and path.suffix != ".pt2" else 1
+    return {"levels": list(levels), "groups": groups or 1}
+
+
 def _sharding(
-    mesh: str | None, replicas: int, load: Any, targets: Sequence[Target]
+    mesh: str | None,
+    replicas: int,
+    load: Any,
+    topology: Mapping[str, Any],
+    targets: Sequence[Target],
 ) -> Sharding | None:
     if mesh is None:
         for name, given in (("replicas", replicas), ("expert_load", load)):
@@ -160,25 +181,9 @@ def _sharding(
         load_LE = loads.of(name, layers, experts) if loads is not None else None
         if load_LE is None:
             load_LE = np.ones((layers, experts))
-        return place_experts(load_LE, parsed.ep, experts + replicas).slots
+        return place_experts(load_LE, parsed.ep, experts + replicas, **topology).slots
 
     return Sharding(parsed, place)
-
-
-def _routed(graph: Graph) -> Iterator[dict[str, Any]]:
-    """Yield the blocks of experts in the order of running: the constant that places them."""
-    from .ir.ops.collective import Routed
-    from .ir.ops.control import Call
-
-    for function in graph.functions:
-        for node in function.nodes:
-            if not isinstance(node.op, Call):
-                continue
-            outer = dict(zip((v.name for v in node.op.body.inputs), node.inputs, strict=True))
-            inner = [n.inputs[2] for n in node.op.body.nodes if isinstance(n.op, Routed)]
-            for layer in range(node.op.times):
-                for placement in inner:
-                    yield {"placement": outer[placement.name].name, "layer": layer}
 
 
 def rebalance(
@@ -208,7 +213,7 @@ def rebalance(
     for name, old in placed.items():
         layers, ranks, slots = old.shape
         load_LE = loads.of(name, layers, int(old.max()) + 1)
-        new = place_experts(load_LE, ranks, ranks * slots)
+        new = place_experts(load_LE, ranks, ranks * slots, **artifact.manifest.get("topology", {}))
         before = ExpertPlacement(old, new.experts)
         ratios["before"] += before.imbalance(load_LE).tolist()
         ratios["after"] += new.imbalance(load_LE).tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -77,8 +77,7 @@ class _Sharding:
 
     def call(self, node: Node, op: Call, builder: Builder, constants: dict[str, Value]) -> Node:
         outer = dict(zip((v.name for v in op.body.inputs), node.inputs, strict=True))
-        first = op.body.constants[0].name
-        prefix = outer[first].name.removesuffix(first)
+        prefix = _prefix(op.body, outer)
         layer = _Layer(self, op.body, prefix, op.times)
         body = layer.sharded()
         added: dict[str, Value] = {}
@@ -156,7 +155,7 @@ class _Layer:
         ]
         if any(leaf.name not in constants for leaf in leaves):
             raise UnsupportedError("experts whose weights are computed are not sharded")
-        name = placement_name(leaves[0].name)
+        name = _placement_name(leaves[0].name)
         experts = int(matrices[0].type.shape[0])
         placed = self.sharding.place(self.prefix + name, self.times, experts)
         self.placements[name] = placed
@@ -205,36 +204,56 @@ class _Layer:
         )
 
 
-def placement_name(weight: str) -> str:
+def _placement_name(weight: str) -> str:
     """Return the name of the constant that places experts, given that of their first weight."""
     return f"{weight.rpartition('.')[0] or 'experts'}.placement"
 
 
-def expert_blocks(function: Function) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, layer, experts) of the blocks of experts that are not sharded, as they run; the
-    name is that of the placement they would have."""
+@dataclass(frozen=True)
+class ExpertBlock:
+    """A block of `experts` experts in a layer: the name of what places them, or would place them;
+    `routed` to many ranks or not."""
+
+    placement: str
+    layer: int
+    experts: int
+    routed: bool
+
+
+def expert_blocks(function: Function) -> Iterator[ExpertBlock]:
+    """Yield the blocks of experts of a fused function, as they run."""
     for node in function.nodes:
         if not isinstance(node.op, Call):
             continue
         body = node.op.body
         outer = dict(zip((v.name for v in body.inputs), node.inputs, strict=True))
-        first = body.constants[0].name if body.constants else ""
-        prefix = outer[first].name.removesuffix(first) if first else ""
-        found = [b for n in body.nodes if isinstance(n.op, Kernel) for b in _block(n, n.op.body)]
+        prefix = _prefix(body, outer)
+        found: list[ExpertBlock] = []
+        for inner in body.nodes:
+            if isinstance(inner.op, Routed):
+                name = outer[inner.inputs[2].name].name
+                found.append(ExpertBlock(name, 0, 0, True))
+            elif isinstance(inner.op, Kernel):
+                found += _blocks(inner, inner.op.body, prefix)
         for layer in range(node.op.times):
-            for weight, experts in found:
-                yield prefix + placement_name(weight), layer, experts
+            yield from (replace(block, layer=layer) for block in found)
 
 
-def _block(node: Node, body: Function) -> Iterator[tuple[str, int]]:
-    """Yield the first weight, as the kernel's operand, and the number of a kernel's experts."""
-    names = dict(zip((v.name for v in body.inputs), node.inputs, strict=True))
+def _prefix(body: Function, outer: Mapping[str, Value]) -> str:
+    """Return what the names of a body's constants have in front where they are bound."""
+    names = [c.name for c in body.constants[:1]]
+    return "".join(outer[name].name.removesuffix(name) for name in names)
+
+
+def _blocks(kernel: Node, body: Function, prefix: str) -> Iterator[ExpertBlock]:
+    operands = dict(zip((v.name for v in body.inputs), kernel.inputs, strict=True))
     flow = Dataflow(replace(body, parameters=(), states=(), updates=(), constants=body.inputs))
-    for inner in body.nodes:
-        if isinstance(inner.op, Experts):
-            matrix = inner.inputs[3]
-            leaf = _leaves(matrix, weight_chain(flow, matrix) or [])[0]
-            yield names[leaf.name].name, int(matrix.type.shape[0])
+    for node in body.nodes:
+        if isinstance(node.op, Experts):
+            matrix = node.inputs[3]
+            first = operands[_leaves(matrix, weight_chain(flow, matrix) or [])[0].name]
+            name = prefix + _placement_name(first.name)
+            yield ExpertBlock(name, 0, int(matrix.type.shape[0]), False)
 
 
 def _leaves(matrix: Value, chain: list[Node]) -> list[Value]:

@@ -118,6 +118,26 @@ class Cluster:
                 inside = together
         return found
 
+    def levels_of(self, ranks: int, stride: int) -> tuple[int, ...]:
+        """Return how a group of ranks lies in the levels, from the outside in, such as 4 machines
+        of 8; one level where they do not divide evenly. Raises DiluError for more ranks than the
+        cluster has devices for."""
+        if ranks * stride > self.size:
+            raise DiluError(
+                f"{ranks * stride} ranks are more than the {self.size} devices of {self.name}",
+                Loc(self.source) if self.source else None,
+                hint="give a smaller --mesh, or another cluster",
+            )
+        found: list[int] = []
+        inside = 1
+        for _, peers in self.spread(ranks, stride):
+            times, left = divmod(inside + peers, inside)
+            if left:
+                return (ranks,)
+            found.insert(0, times)
+            inside += peers
+        return tuple(found) or (ranks,)
+
     def all_to_all(self, ranks: int, stride: int, nbytes: float) -> float:
         """Return the seconds in which every rank of a group sends `nbytes` in all, to all alike.
 

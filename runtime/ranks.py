@@ -64,7 +64,7 @@ class Ranks:
         self._failures = 0
         _let_work_go_first()
         #: By axis: how many of a group are on each machine, where rows take two hops; else 1.
-        self._local = {axis: self._hops(axis) for axis in self.groups}
+        self._local = self._hops()
 
     @property
     def owners(self) -> int:
@@ -76,13 +76,15 @@ class Ranks:
         """The part whose sequences this rank works on."""
         return self.coordinates["dp"] * self.mesh["ep"] + self.coordinates["ep"]
 
-    def _hops(self, axis: str) -> int:
-        """Return how many ranks of a group are on each machine, 1 where that does not matter."""
-        locals_ = self.all_gather(np.array([knobs.LOCAL_SIZE.get()], np.int64), "agreement")
-        apart = prod(self.mesh[a] for a in AXES[AXES.index(axis) + 1 :])
-        local, left = divmod(int(locals_[0, 0]), apart)
-        same = left == 0 and (locals_ == locals_[0]).all()
-        return local if same and worth_two_hops(self.mesh[axis], local) else 1
+    def _hops(self) -> dict[str, int]:
+        each = self.all_gather(np.array([knobs.LOCAL_SIZE.get()], np.int64), "agreement")
+        found = dict.fromkeys(self.groups, 1)
+        for axis in found:
+            apart = prod(self.mesh[a] for a in AXES[AXES.index(axis) + 1 :])
+            local, left = divmod(int(each[0, 0]), apart)
+            if not left and (each == each[0]).all() and worth_two_hops(self.mesh[axis], local):
+                found[axis] = local
+        return found
 
     # -- agreement
 

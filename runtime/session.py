@@ -143,10 +143,9 @@ class Session:
     def _own_load(self) -> tuple[Sequence[dict[str, Any]], list[np.ndarray]]:
         """Return the blocks of experts as they run, and how often each expert of them was chosen by
         this rank's tokens."""
-        manifest = self.artifact.manifest
-        if self.host is not None and manifest.get("routed"):
-            return manifest["routed"], self.host.exchange.load
-        counts, blocks = self._engine.expert_counts, manifest.get("experts", ())
+        counts, blocks = self._engine.expert_counts, self.artifact.manifest.get("experts", ())
+        if self.host is not None and any(block["routed"] for block in blocks):
+            return blocks, self.host.exchange.load
         if not blocks:
             raise DiluError(
                 f"{self.artifact.name} has no experts whose load could be counted",

@@ -100,9 +100,7 @@ def found(session: Any) -> dict[str, Any]:
     for index, token in session.language.loop.generate(PROMPTS, max_tokens=TOKENS):
         made[index].append(token)
     exchange = session.host and session.host.exchange
-    manifest = session.artifact.manifest
-    counted = manifest["experts"] or manifest["routed"]
-    loads = session.expert_load() if counted else {}
+    loads = session.expert_load() if session.artifact.manifest["experts"] else {}
     return {
         "expert_load": {name: load.tolist() for name, load in loads.items()},
         "logits": logits,

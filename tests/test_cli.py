@@ -105,6 +105,7 @@ def test_compile(run, compiled, tmp_path):
         "mesh": None,
         "replicas": 0,
         "expert_load": None,
+        "cluster": None,
     }
     assert Artifact.open(tmp_path / "toy.dilu").name == "toy"
 
@@ -113,7 +114,7 @@ def test_compile_options(run, compiled, tmp_path):
     out = tmp_path / "deep" / "x.dilu"
     done = run("compile", "c", "-o", out, "--target", "cpu", "--target", "null", "--bundle",
                "--dtype", "bf16", "--max-seq", "99", "--config-only", "-v", "--mesh", "ep=4",
-               "--replicas", "4", "--expert-load", "load.json")  # fmt: skip
+               "--replicas", "4", "--expert-load", "load.json", "--cluster", "c.yaml")  # fmt: skip
     assert done.code == 0
     ((_, options),) = compiled
     del options["progress"]
@@ -126,6 +127,7 @@ def test_compile_options(run, compiled, tmp_path):
         "mesh": "ep=4",
         "replicas": 4,
         "expert_load": Path("load.json"),
+        "cluster": Path("c.yaml"),
     }
     assert re.findall(r"^ +[\d.]+ s  (\w+)", done.err, re.MULTILINE) == ["capture", "compiling"]
     assert out.is_dir()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import checkpoints
+import numpy as np
 import pytest
 import torch
 
 import dilu
 from dilu.compiler import rebalance
 from dilu.planner.expert_load import load_text
+from dilu.runtime.artifact import Artifact
+from dilu.runtime.shard import placements
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +30,8 @@ def checkpoint(tmp_path_factory):
         ({"replicas": 2}, "replicas is given, but no mesh"),
         ({"expert_load": "x.json"}, "expert_load is given, but no mesh"),
         ({"mesh": "ep=2", "expert_load": "no-such.json"}, "cannot read the load"),
+        ({"cluster": "c.yaml"}, "cluster is given, but no mesh"),
+        ({"mesh": "ep=2", "cluster": "no-such.yaml"}, "cannot read the cluster"),
         ({"mesh": "ep=3"}, "8 experts do not fill 8 slots on 3 ranks evenly"),
     ],
 )
@@ -68,10 +73,51 @@ def test_one_process_counts_the_load_that_several_place_by(checkpoint, tmp_path)
             assert load.max() <= times * len(tokens)
     (tmp_path / "load.json").write_text(load_text({name: load}))
     sharded = dilu.compile(checkpoint, mesh="ep=2", expert_load=tmp_path / "load.json")
-    assert {block["placement"] for block in sharded.manifest["routed"]} == {name}
+    assert {block["placement"] for block in sharded.manifest["experts"]} == {name}
 
 
 def test_a_model_without_experts_has_no_load(tmp_path):
     path = dilu.compile(torch.nn.Linear(2, 2), [torch.zeros(1, 2)]).save(tmp_path / "m.dilu")
     with dilu.load(path) as session, pytest.raises(dilu.DiluError, match="has no experts"):
         session.expert_load()
+
+
+def test_load_is_not_counted_where_the_engine_does_not(checkpoint, tmp_path):
+    path = dilu.compile(checkpoint).save(tmp_path / "m.dilu")
+    with dilu.load(path) as session:
+        session._engine.expert_counts = None  # as on GPUs
+        with pytest.raises(dilu.DiluError, match="the load of experts is not counted on cpu"):
+            session.expert_load()
+
+
+CLUSTER = """
+device: {name: d, memory: 1 GB, bandwidth: 1 GB/s, compute: {f32: 1 GFLOP/s}}
+levels:
+- {name: machine, count: 2, bandwidth: 1 GB/s, latency: 1 us}
+- {name: network, count: 2, bandwidth: 1 MB/s, latency: 1 ms}
+"""
+
+
+def test_groups_of_experts_stay_on_a_machine(tmp_path):
+    """Four groups of two on two machines of two: flat placing would part them by their load."""
+    checkpoints.make_checkpoint(tmp_path / "model", "deepseek_v3")
+    (tmp_path / "c.yaml").write_text(CLUSTER)
+    plain = dilu.compile(tmp_path / "model", config_only=False)
+    ((name, layers),) = {b["placement"]: b["layer"] + 1 for b in plain.manifest["experts"]}.items()
+    experts, groups = plain.manifest["experts"][0]["experts"], 4
+    each = experts // groups
+    heavy = np.arange(experts) % each == 0  # one of each group
+    load = np.where(heavy, 100, 1) * np.ones((layers, 1))
+    (tmp_path / "load.json").write_text(load_text({name: load}))
+    options = {"mesh": "ep=4", "expert_load": tmp_path / "load.json"}
+    artifact = dilu.compile(tmp_path / "model", cluster=tmp_path / "c.yaml", **options)
+    assert artifact.manifest["topology"] == {"levels": [2, 2], "groups": groups}
+    path = artifact.save(tmp_path / "m.dilu")
+    for _ in range(2):  # placed, and placed anew
+        (slots,) = placements(Artifact.open(path).manifest).values()
+        for layer in slots:
+            machines = [set((own // each).reshape(-1).tolist()) for own in np.split(layer, 2)]
+            assert not machines[0] & machines[1]
+        rebalance(path, tmp_path / "load.json")
+    with pytest.raises(dilu.DiluError, match="8 ranks are more than the 4 devices"):
+        dilu.compile(tmp_path / "model", mesh="ep=8", cluster=tmp_path / "c.yaml")

@@ -40,7 +40,8 @@ class CpuEngine:
         self.weight_bytes = weight_bytes(artifact)
         self._artifact = artifact
         self._functions: list[dict[str, Any]] = artifact.manifest["functions"]
-        experts = [block["experts"] for block in artifact.manifest.get("experts", ())]
+        blocks = artifact.manifest.get("experts", ())
+        experts = [block["experts"] for block in blocks if not block["routed"]]
         self.expert_counts = np.zeros(sum(experts), np.int64) if experts else None
         self._weights: Weights | None = None
         self._tables: list[list[np.ndarray]] = []

@@ -104,6 +104,7 @@ def summed_bytes(folder: Path, alone: dict[str, Any]) -> int:
         ),
         ("deepseek_v3", "dp=2,ep=2", 4),
         ("llama", "tp=2", 2),
+        ("qwen3_moe", "tp=2", 2),
     ],
 )
 def test_equals_one_process(made, family, mesh, world, tmp_path):

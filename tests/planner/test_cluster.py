@@ -151,3 +151,16 @@ def test_a_rate_that_is_not_there():
     with pytest.raises(DiluError, match="d has no rate for bf16, only for f32") as error:
         replace(DEVICE, compute={"f32": 1e12}).rate("bf16")
     assert "--dtype f32" in str(error.value.hint)
+
+
+def test_levels_of_a_group():
+    inner = Level("machine", 4, 1e9, 1e-5)
+    cluster = Cluster("c", CLUSTER.device, (inner, Level("net", 6, 1e8, 1e-4)))
+    assert cluster.levels_of(24, 1) == (6, 4)
+    assert cluster.levels_of(12, 2) == (6, 2)
+    assert cluster.levels_of(6, 4) == (6,)  # one on each machine
+    assert cluster.levels_of(3, 1) == (3,)
+    assert cluster.levels_of(6, 1) == (6,)  # four on a machine, two on another
+    assert cluster.levels_of(1, 4) == (1,)
+    with pytest.raises(DiluError, match="48 ranks are more than the 24 devices of c"):
+        cluster.levels_of(24, 2)
