@@ -10,16 +10,13 @@ raised on all of them, naming it; nothing waits longer than DILU_TIMEOUT.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from math import prod
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,8 +24,12 @@ import numpy as np
 from .. import knobs
 from ..errors import DiluError
 from .hops import TwoHops, sent_rows, worth_two_hops
+from .swap import SmallSwap, let_work_go_first, start_swap
 
 AXES = ("dp", "ep", "tp")
+#: So many bytes, of all ranks of a group together, are few.
+SMALL = 1 << 18
+_MOST_KEPT = 64  # different sizes of small messages
 _GRACE = 5.0  # seconds in which those that are alive say so after a failure
 _T = TypeVar("_T")
 
@@ -59,10 +60,11 @@ class Ranks:
                 if len(group) > 1:
                     made = _connected(partial(dist.new_group, group, timeout=longest))
                 if self.rank in group:
-                    self.groups[axis], self._handles[axis] = group, made
-        self._everyone: Any = dist.group.WORLD
+                    self.groups[axis], self._handles[axis] = group, made and _backend(made)
+        self._everyone: Any = _backend(dist.group.WORLD)
+        self._small: dict[tuple[str, tuple[int, ...]], SmallSwap] = {}
         self._failures = 0
-        _let_work_go_first()
+        let_work_go_first()
         #: By axis: how many of a group are on each machine, where rows take two hops; else 1.
         self._local = self._hops()
 
@@ -131,12 +133,31 @@ class Ranks:
 
     def gather_along(self, axis: str, array: np.ndarray, what: str) -> np.ndarray:
         """Return `[N, …]` of the arrays, of equal shape, of this rank's group along an axis."""
-        return self._gathered(array, len(self.groups[axis]), self._handles[axis], what)
+        count = len(self.groups[axis])
+        swap = self.small_swap(axis, (array.nbytes,) * count)
+        if swap is None:
+            return self._gathered(array, count, self._handles[axis], what)
+        turn = self.guarded(partial(swap.meet, array.reshape(-1).view(np.uint8)), what)
+        return swap.all[turn].copy().view(array.dtype).reshape(count, *array.shape)
+
+    def small_swap(self, axis: str, sizes: tuple[int, ...]) -> SmallSwap | None:
+        """Return what gives every rank of this rank's group along an axis the bytes of all, `sizes`
+        each, if they are few, and of few different sizes: it stays ready."""
+        found = self._small.get((axis, sizes))
+        if found is None and sum(sizes) <= SMALL and len(self._small) < _MOST_KEPT:
+            tag = len(self._small) + 1
+            found = self._small[axis, sizes] = SmallSwap(self._handles[axis], sizes, tag)
+        return found
 
     def gather_rows_along(
         self, axis: str, rows: np.ndarray, counts: Sequence[int], out: np.ndarray, what: str
     ) -> None:
         """Put the rows, bytes, of this rank's group along an axis into `out`, `counts` of each."""
+        swap = self.small_swap(axis, tuple(n * out.shape[1] for n in counts))
+        if swap is not None:
+            turn = self.guarded(partial(swap.meet, rows.reshape(-1)), what)
+            out[...] = swap.all[turn].reshape(out.shape)
+            return
         targets = np.split(out, np.cumsum(counts)[:-1])
         works = self._swapped(self._handles[axis], [rows] * len(targets), targets, what)
         self.wait(works, what)
@@ -190,31 +211,7 @@ class Ranks:
         targets: Sequence[np.ndarray],
         what: str,
     ) -> list[Any]:
-        """Start sending the n-th of the bytes to the n-th rank of a group and receiving from it.
-
-        Gloo's own collectives hand each message from thread to thread: this takes half the time,
-        for any size (benchmarks/messages.py compares).
-        """
-        import torch
-
-        if len(targets) < 2:
-            for target, source in zip(targets, sources, strict=True):
-                target[...] = source
-            return []
-        own = group.rank()
-        targets[own][...] = sources[own]
-        others = [(own + step) % len(targets) for step in range(1, len(targets))]
-
-        def start() -> list[Any]:
-            works = [
-                group.recv([torch.from_numpy(targets[n])], n, 0) for n in others if targets[n].size
-            ]
-            works += [
-                group.send([torch.from_numpy(sources[n])], n, 0) for n in others if sources[n].size
-            ]
-            return works
-
-        return self.guarded(start, what)
+        return self.guarded(partial(start_swap, group, sources, targets), what)
 
     # -- failures
 
@@ -287,6 +284,12 @@ def _join(longest: timedelta) -> None:
     _connected(join)
 
 
+def _backend(group: Any) -> Any:
+    import torch
+
+    return group._get_backend(torch.device("cpu"))
+
+
 def _connected(call: Callable[[], _T]) -> _T:
     try:
         return call()
@@ -297,21 +300,6 @@ def _connected(call: Callable[[], _T]) -> _T:
             hint="start them with torchrun, on hosts that reach each other "
             "(GLOO_SOCKET_IFNAME names the network to use)",
         ) from error
-
-
-def _let_work_go_first() -> None:
-    """Keep Gloo's threads from preempting the one that sends, on Linux.
-
-    The thread that waits for sockets wakes in the middle of a `send`, finds the pair locked and
-    asks the kernel again and again, until a tick of the clock (4 ms) lets the sender go on: one
-    message in five took 3 to 4 ms. A thread of the batch policy waits until the core is free.
-    """
-    if not hasattr(os, "SCHED_BATCH"):
-        return
-    for thread in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # a thread that is gone, or no permission
-            if "gloo" in (thread / "comm").read_text():
-                os.sched_setscheduler(int(thread.name), os.SCHED_BATCH, os.sched_param(0))
 
 
 def _leave() -> None:

@@ -29,10 +29,25 @@ class Meeting:
         return found
 
 
+class FakeSwap:
+    def __init__(self, ranks, sizes) -> None:
+        self.ranks, self.all = ranks, [np.empty(sum(sizes), np.uint8)]
+
+    def meet(self, own) -> int:
+        self.all[0][:] = np.concatenate(self.ranks.meeting.all(self.ranks.rank, own.copy()))
+        return 0
+
+
 class FakeRanks:
     def __init__(self, rank: int, meeting: Meeting) -> None:
         self.rank, self.meeting = rank, meeting
         self.groups = {axis: list(range(len(meeting.table))) for axis in ("ep", "tp")}
+
+    def small_swap(self, axis, sizes):
+        return FakeSwap(self, sizes) if sum(sizes) < 1000 else None
+
+    def guarded(self, call, what):
+        return call()
 
     def gather_along(self, axis, array, what):
         return np.stack(self.meeting.all(self.rank, array))
@@ -191,9 +206,11 @@ def collected(parts: list[np.ndarray], *, gather: bool = False, bfloat: bool = F
             gather, AXES.index("tp"), x.itemsize, bfloat, *x.shape, x.ctypes.data,
             result.ctypes.data,
         )  # fmt: skip
-        host.collect(0, SimpleNamespace(contents=asked))
+        for _ in range(2):  # the second time, what is small is ready
+            result[:] = 0
+            host.collect(0, ctypes.addressof(asked))
         host.finish()
-        found[rank] = result, host.sent_bytes
+        found[rank] = result, host.sent_bytes // 2
 
     run_threads(work, len(parts))
     return found
