@@ -21,11 +21,24 @@ from typing import Any
 import numpy as np
 
 from .ranks import Ranks
+from .swap import SmallExchange
 from .wire import FORMATS, decode, encode, is_plain, row_bytes
 
 _WHAT = "the exchange of rows"
 _MOST_GATHERED = 4  # times the capacity: so many rows a rank has room for
+_MOST_KEPT = 256  # blocks and batches of which something is known from the last step
 _INDEX = np.dtype(np.int32)
+
+
+class Routed(ctypes.Structure):
+    """`dilu_routed` of the module's C interface."""
+
+    _fields_ = [
+        *((n, ctypes.c_int64) for n in ("tokens", "choices", "width", "itemsize")),
+        *((n, ctypes.c_int64) for n in ("ranks", "slots", "capacity")),
+        *((n, ctypes.c_void_p) for n in ("x", "indices", "placement", "result")),
+        *((n, ctypes.c_void_p) for n in ("rows", "slots_of", "made")),
+    ]
 
 
 class Exchange:
@@ -41,49 +54,71 @@ class Exchange:
         self.sent_bytes = 0
         self.load: list[np.ndarray] = []
         self.rounds = 0
-        self._block = 0
+        self._number = 0
         self._job: _Job | None = None
-        self._tokens: list[int] | None = None
+        self._tokens: tuple[int, ...] | None = None
+        self._blocks: dict[bytes, _Block] = {}
         self._holders: dict[int, _Holders] = {}
+        self._turns: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
         self._memory: dict[str, np.ndarray] = {}
 
     def begin(self) -> None:
         """Get ready for a run of a function."""
-        self._block, self._job, self._tokens = 0, None, None
+        self._number, self._job, self._tokens = 0, None, None
 
-    def next(self, routed: Any) -> int:
+    def next(self, address: int) -> int:
         """Return how many rows native code is to work on; -1 where there are no more.
 
-        `routed` is the `dilu_routed` of the block of experts.
+        The block of experts is described by a `Routed` at `address`.
         """
         if self._job is None:
-            self._job = self._begun(routed)
-        count = self._job.step(routed)
+            self._job = self._begun(address)
+        count = self._job.step(Routed.from_address(address))
         if count < 0:
             self._job = None
         return count
 
-    def _begun(self, routed: Any) -> _Job:
+    def _begun(self, address: int) -> _Job:
+        asked = ctypes.string_at(address, Routed.rows.offset)
+        block = self._blocks.get(asked)
+        if block is None:
+            block = _kept(self._blocks, asked, self._block(Routed.from_address(address)))
+        few = block.ranks <= block.choices
+        few = few and sum(self.tokens(block.tokens)) <= _MOST_GATHERED * block.capacity
+        job = (_Gathered if few else _Sent)(self, block)
+        if self._number == len(self.load):
+            self.load.append(np.zeros(block.holders.experts, np.int64))
+        self.load[self._number] += np.bincount(job.experts, minlength=block.holders.experts)
+        self._number += 1
+        return job
+
+    def _block(self, routed: Routed) -> _Block:
         holders = self._holders.get(routed.placement)
         if holders is None:
             shape = (routed.ranks, routed.slots)
             holders = _Holders(view(routed.placement, shape, np.dtype(np.int64)))
             self._holders[routed.placement] = holders
-        few = routed.ranks <= routed.choices
-        few = few and sum(self.tokens(routed.tokens)) <= _MOST_GATHERED * routed.capacity
-        job = (_Gathered if few else _Sent)(self, routed, holders)
-        if self._block == len(self.load):
-            self.load.append(np.zeros(holders.experts, np.int64))
-        self.load[self._block] += np.bincount(job.experts, minlength=holders.experts)
-        self._block += 1
-        return job
+        return _Block(routed, holders)
 
-    def tokens(self, own: int) -> list[int]:
+    def tokens(self, own: int) -> tuple[int, ...]:
         """Return how many tokens each rank works on in this run of a function."""
         found = self._tokens
         if found is None:
             counts = self.ranks.gather_along("ep", np.array([own], np.int64), _WHAT)
-            found = self._tokens = [int(n) for n in counts[:, 0]]
+            found = self._tokens = tuple(counts[:, 0].tolist())
+        return found
+
+    def turns(self, choices: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return, of every choice of the tokens of all ranks, the rank that it is from, and whose
+        turn it is among the copies of an expert."""
+        assert self._tokens is not None
+        found = self._turns.get((self._tokens, choices))
+        if found is None:
+            source = np.repeat(np.arange(len(self._tokens)), np.array(self._tokens) * choices)
+            own = [np.arange(n * choices) // choices for n in self._tokens]
+            found = _kept(
+                self._turns, (self._tokens, choices), (source, np.concatenate(own) + source)
+            )
         return found
 
     def memory(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
@@ -93,6 +128,13 @@ class Exchange:
         if found is None or found.size < size:
             found = self._memory[name] = np.empty(size, np.uint8)
         return found[:size].view(dtype).reshape(shape)
+
+
+def _kept(memory: dict[Any, Any], key: Any, value: Any) -> Any:
+    if len(memory) >= _MOST_KEPT:
+        memory.clear()
+    memory[key] = value
+    return value
 
 
 class _Holders:
@@ -108,45 +150,51 @@ class _Holders:
             has = self.copies > number
             self.keys[has, number] = order[first[has] + number]
 
-    def keys_of(self, experts: np.ndarray, tokens: np.ndarray, source: Any) -> np.ndarray:
-        """Return the keys that experts of tokens have: those of a rank take turns with copies."""
-        return self.keys[experts, (tokens + source) % self.copies[experts]]
+    def keys_of(self, experts: np.ndarray, turns: np.ndarray) -> np.ndarray:
+        """Return the keys that experts of tokens have, which take turns with copies."""
+        if self.keys.shape[1] == 1:
+            return self.keys[experts, 0]
+        return self.keys[experts, turns % self.copies[experts]]
+
+
+class _Block:
+    """A block of experts and a batch for it: sizes, who holds what, and where numbers lie."""
+
+    def __init__(self, routed: Routed, holders: _Holders) -> None:
+        self.holders = holders
+        self.tokens, self.choices, self.width = routed.tokens, routed.choices, routed.width
+        self.ranks, self.slots, self.capacity = routed.ranks, routed.slots, routed.capacity
+        self.dtype = np.dtype(f"u{routed.itemsize}")
+        count = self.tokens * self.choices
+        self.x = view(routed.x, (self.tokens, self.width), self.dtype)
+        self.result = view(routed.result, (count, self.width), self.dtype)
+        self.indices = view(routed.indices, (count,), np.dtype(np.int64))
 
 
 class _Job:
     """One block of experts: who sends what to whom, round by round.
 
-    `counts[n, m]`: how many rows of the n-th rank's tokens are for experts of the m-th; `slots`:
-    those of the experts that rows here are for, in the order of their ranks.
+    `counts[n, m]`: how many rows of the n-th rank's tokens are for experts of the m-th; `order`:
+    this rank's choices in the order of the ranks that they are for; `slots`: those of the experts
+    that rows here are for, in the order of the ranks that they are from.
     """
 
+    order: np.ndarray
     slots: np.ndarray
 
-    def __init__(self, exchange: Exchange, routed: Any, holders: _Holders) -> None:
-        self.exchange, self.ranks = exchange, exchange.ranks
+    def __init__(self, exchange: Exchange, block: _Block) -> None:
+        self.exchange, self.ranks, self.block = exchange, exchange.ranks, block
         self.me = self.ranks.groups["ep"].index(self.ranks.rank)
-        tokens, choices, width = routed.tokens, routed.choices, routed.width
-        self.dtype = np.dtype(f"u{routed.itemsize}")
-        self.capacity, self.width = routed.capacity, width
-        self.plain = is_plain(exchange.out, routed.itemsize)
-        self.x = view(routed.x, (tokens, width), self.dtype)
-        self.result = view(routed.result, (tokens * choices, width), self.dtype)
-        indices = view(routed.indices, (tokens, choices), np.dtype(np.int64)).reshape(-1)
-        self.experts = np.clip(indices, 0, holders.experts - 1)
-        token = np.arange(tokens * choices) // max(choices, 1)
-        keys = holders.keys_of(self.experts, token, self.me)
-        self.order = np.argsort(keys, kind="stable")
-        self.token = token[self.order]
-        self.counts = self.learn(routed, holders, keys)
-        self.starts = np.cumsum(self.counts, 0) - self.counts
-        self.rounds = -(-int(self.counts.sum(0).max()) // self.capacity)
-        self.offsets = np.cumsum(self.counts[self.me]) - self.counts[self.me]
+        self.plain = is_plain(exchange.out, block.dtype.itemsize)
+        self.experts = np.clip(block.indices, 0, block.holders.experts - 1)
+        self.counts = self.learn()
+        self.rounds = -(-int(self.counts.sum(0).max()) // block.capacity)
         self.done = 0
         self.coming: dict[int, Any] = {}  # by round: what became of rows, on its way back
         exchange.rounds += self.rounds
 
-    def learn(self, routed: Any, holders: _Holders, keys: np.ndarray) -> np.ndarray:
-        """Return `counts`, given the keys of this rank's assignments; find `slots`."""
+    def learn(self) -> np.ndarray:
+        """Return `counts`; find `order` and `slots`."""
         raise NotImplementedError
 
     def dispatch(self, number: int) -> None:
@@ -156,7 +204,7 @@ class _Job:
         """Put the rows of a round into `rows`."""
         raise NotImplementedError
 
-    def step(self, routed: Any) -> int:
+    def step(self, routed: Routed) -> int:
         """Do what is to be done between two rounds; return the rows of the next."""
         number = self.done
         if number == 0:
@@ -171,8 +219,8 @@ class _Job:
         if number >= 2:
             self.finish(number - 2)  # its memory is used again now
         rows, slots, made = self.lent(number)
-        low = number * self.capacity
-        own = self.slots[low : low + self.capacity]
+        low = number * self.block.capacity
+        own = self.slots[low : low + self.block.capacity]
         self.arrive(number, rows[: len(own)])
         slots[: len(own)] = own
         routed.rows, routed.slots_of, routed.made = (a.ctypes.data for a in (rows, slots, made))
@@ -181,68 +229,78 @@ class _Job:
 
     def combine(self, number: int) -> None:
         """Start sending what became of the rows of a round back to where they are from."""
-        sizes, chosen = self.traffic(number)
+        sizes, places = self.traffic(number)
         form = self.exchange.back
         made = encode(form, self.lent(number)[2][: int(sizes[:, self.me].sum())])
-        rows = np.empty((len(chosen), self.width), self.dtype)
+        rows = np.empty((len(places), self.block.width), self.block.dtype)
         back = self.landing(form, f"back{number % 2}", rows)
         self.count(form, sizes.T)
         works = self.ranks.all_to_all("ep", back, sizes.T, made, _WHAT)
-        self.coming[number] = (works, made, back, rows, chosen)
+        self.coming[number] = (works, made, back, rows, places)
 
     def finish(self, number: int) -> None:
         """Put the outcomes of a round where they belong."""
-        works, _, back, rows, chosen = self.coming.pop(number)
+        works, _, back, rows, places = self.coming.pop(number)
         self.ranks.wait(works, _WHAT)
         if not self.plain:
             decode(self.exchange.back, back, rows)
-        self.result[self.order[chosen]] = rows
+        self.block.result[places] = rows
 
     def traffic(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return how many rows each rank sends to each in a round, and which ones this one does.
+        """Return how many rows each rank sends to each in a round, and which choices those of this
+        one are.
 
         A rank's rows come in the order of their sources; round n takes `capacity` of them from
         the n-th multiple of it on.
         """
+        if self.rounds == 1:
+            return self.counts, self.order
+        starts = np.cumsum(self.counts, 0) - self.counts
+        offsets = np.cumsum(self.counts[self.me]) - self.counts[self.me]
         low, high = (
-            np.clip(edge - self.starts, 0, self.counts)
-            for edge in (number * self.capacity, (number + 1) * self.capacity)
+            np.clip(edge - starts, 0, self.counts)
+            for edge in (number * self.block.capacity, (number + 1) * self.block.capacity)
         )
-        mine = zip(self.offsets, low[self.me], high[self.me], strict=True)
+        mine = zip(offsets, low[self.me], high[self.me], strict=True)
         chosen = np.concatenate([np.arange(o + a, o + b) for o, a, b in mine])
-        return high - low, chosen
+        return high - low, self.order[chosen]
 
     def lent(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the memory of a round: rows, their slots, and what they become."""
         turn, get = number % 2, self.exchange.memory
-        shape = (self.capacity, self.width)
+        shape = (self.block.capacity, self.block.width)
         return (
-            get(f"rows{turn}", shape, self.dtype),
-            get(f"slots{turn}", (self.capacity,), np.dtype(np.int64)),
-            get(f"made{turn}", shape, self.dtype),
+            get(f"rows{turn}", shape, self.block.dtype),
+            get(f"slots{turn}", shape[:1], np.dtype(np.int64)),
+            get(f"made{turn}", shape, self.block.dtype),
         )
 
     def landing(self, form: str, name: str, rows: np.ndarray) -> np.ndarray:
         """Return the memory for bytes that are to become `rows`: their own, if they are rows."""
         if self.plain:
             return rows
-        size = row_bytes(form, self.width, self.dtype.itemsize)
-        memory = self.exchange.memory(name, (self.capacity, size), np.dtype(np.uint8))
-        return memory[: len(rows)]
+        shape = (self.block.capacity, self.row_bytes(form))
+        return self.exchange.memory(name, shape, np.dtype(np.uint8))[: len(rows)]
+
+    def row_bytes(self, form: str) -> int:
+        return row_bytes(form, self.block.width, self.block.dtype.itemsize)
 
     def count(self, form: str, sizes: np.ndarray) -> None:
-        row = row_bytes(form, self.width, self.dtype.itemsize)
-        self.exchange.sent_bytes += self.ranks.sent_rows("ep", sizes) * row
+        self.exchange.sent_bytes += self.ranks.sent_rows("ep", sizes) * self.row_bytes(form)
 
 
 class _Sent(_Job):
     """Rows travel to the ranks that hold their experts, one for each of them."""
 
-    def learn(self, routed: Any, holders: _Holders, keys: np.ndarray) -> np.ndarray:
-        shape = (routed.ranks, routed.slots)
-        counts = np.bincount(keys, minlength=routed.ranks * routed.slots).reshape(shape)
+    def learn(self) -> np.ndarray:
+        block = self.block
+        self.token = np.arange(len(self.experts)) // max(block.choices, 1)
+        keys = block.holders.keys_of(self.experts, self.token + self.me)
+        self.order = np.argsort(keys, kind="stable")
+        shape = (block.ranks, block.slots)
+        counts = np.bincount(keys, minlength=block.ranks * block.slots).reshape(shape)
         counts_SDE = self.ranks.gather_along("ep", counts, "routing")
-        slots = np.tile(np.arange(routed.slots), routed.ranks)
+        slots = np.tile(np.arange(block.slots), block.ranks)
         self.slots = np.repeat(slots, counts_SDE[:, self.me].reshape(-1))
         self.going: dict[int, Any] = {}
         return counts_SDE.sum(-1)
@@ -250,9 +308,9 @@ class _Sent(_Job):
     def dispatch(self, number: int) -> None:
         if number >= self.rounds:
             return
-        sizes, chosen = self.traffic(number)
+        sizes, places = self.traffic(number)
         form = self.exchange.out
-        rows = encode(form, np.take(self.x, self.token[chosen], axis=0))
+        rows = encode(form, np.take(self.block.x, self.token[places], axis=0))
         here = int(sizes[:, self.me].sum())
         came = self.landing(form, f"came{number % 2}", self.lent(number)[0][:here])
         self.count(form, sizes)
@@ -269,34 +327,61 @@ class _Sent(_Job):
 class _Gathered(_Job):
     """Every rank gets all rows, each followed by its experts, and takes those that are for it."""
 
-    def learn(self, routed: Any, holders: _Holders, keys: np.ndarray) -> np.ndarray:
-        tokens, choices, places = routed.tokens, routed.choices, routed.ranks * routed.slots
-        form = self.exchange.out
-        size = row_bytes(form, self.width, self.dtype.itemsize)
-        own = np.empty((tokens, size + _INDEX.itemsize * choices), np.uint8)
-        own[:, :size] = encode(form, self.x).view(np.uint8)
-        chosen = self.experts.astype(_INDEX).reshape(tokens, choices)
+    def learn(self) -> np.ndarray:
+        block, form = self.block, self.exchange.out
+        tokens, choices = block.tokens, max(block.choices, 1)
+        size = self.row_bytes(form)
+        shape = (tokens, size + _INDEX.itemsize * block.choices)
+        own = self.exchange.memory("own", shape, np.dtype(np.uint8))
+        own[:, :size] = encode(form, block.x).view(np.uint8)
+        chosen = self.experts.astype(_INDEX).reshape(tokens, block.choices)
         own[:, size:] = chosen.view(np.uint8)
-        counts = self.exchange.tokens(tokens)
-        everyones = self.exchange.memory("came", (sum(counts), own.shape[1]), own.dtype)
-        self.exchange.sent_bytes += (len(counts) - 1) * own.nbytes
-        self.ranks.gather_rows_along("ep", own, counts, everyones, _WHAT)
-        experts = np.ascontiguousarray(everyones[:, size:]).view(_INDEX).reshape(-1)
-        source = np.repeat(np.arange(len(counts)), np.array(counts) * choices)
-        first = np.repeat(np.cumsum(counts) - counts, np.array(counts) * choices)
-        token = np.arange(len(experts)) // max(choices, 1)
-        keys = holders.keys_of(experts, token - first, source)
-        mine = np.flatnonzero(keys // routed.slots == self.me)
-        mine = mine[np.argsort((source * places + keys)[mine], kind="stable")]
-        self.slots = keys[mine] % routed.slots
-        self.row, self.came = token[mine], everyones[:, :size]
-        each = np.bincount(source * routed.ranks + keys // routed.slots, minlength=routed.ranks**2)
-        return each.reshape(routed.ranks, routed.ranks)
+        everyones = self.exchange.tokens(tokens)
+        self.exchange.sent_bytes += (len(everyones) - 1) * own.nbytes
+        rows = self.ranks.gather_rows_along("ep", own, everyones, _WHAT)
+        experts = np.ascontiguousarray(rows[:, size:]).view(_INDEX).reshape(-1)
+        source, turns = self.exchange.turns(block.choices)
+        rank, slot = np.divmod(block.holders.keys_of(experts, turns), block.slots)
+        mine = np.flatnonzero(rank == self.me)
+        self.slots, self.row, self.came = slot[mine], mine // choices, rows[:, :size]
+        first = sum(everyones[: self.me]) * block.choices
+        self.order = np.argsort(rank[first : first + len(self.experts)], kind="stable")
+        each = np.bincount(source * block.ranks + rank, minlength=block.ranks**2)
+        return each.reshape(block.ranks, block.ranks)
 
     def arrive(self, number: int, rows: np.ndarray) -> None:
-        low = number * self.capacity
-        came = self.came[self.row[low : low + len(rows)]]
-        decode(self.exchange.out, came, rows)
+        low = number * self.block.capacity
+        decode(self.exchange.out, self.came[self.row[low : low + len(rows)]], rows)
+
+    def combine(self, number: int) -> None:
+        size = self.row_bytes(self.exchange.back)
+        most = tuple(n * self.block.choices * size for n in self.exchange.tokens(self.block.tokens))
+        ready = self.ranks.small_exchange("ep", most) if self.rounds == 1 else None
+        if ready is None:
+            super().combine(number)
+        else:
+            self.give_back(ready, size)
+
+    def give_back(self, ready: SmallExchange, size: int) -> None:
+        """Give few rows back, all at once."""
+        form, result = self.exchange.back, self.block.result
+        here, away = self.counts[:, self.me].tolist(), self.counts[self.me].tolist()
+        made = encode(form, self.lent(0)[2][: sum(here)]).view(np.uint8)
+        self.exchange.sent_bytes += (sum(here) - here[self.me]) * size
+        ends = np.cumsum(here).tolist()
+        given = [made[end - n : end].reshape(-1) for n, end in zip(here, ends, strict=True)]
+        came = [*self.ranks.guarded(lambda: ready.meet(given), _WHAT)]
+        came[self.me] = given[self.me]
+        end = 0
+        for n, part in zip(away, came, strict=True):
+            first, end = end, end + n
+            if n and self.plain:
+                rows = part[: n * size].view(result.dtype).reshape(n, -1)
+                result[self.order[first:end]] = rows
+            elif n:
+                rows = np.empty((n, self.block.width), result.dtype)
+                decode(form, part[: n * size].reshape(n, size), rows)
+                result[self.order[first:end]] = rows
 
 
 @lru_cache(4096)

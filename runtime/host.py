@@ -22,17 +22,6 @@ _GATHERING, _SUMMING = "the gathering of parts", "the summing of parts"
 _MOST_KEPT = 256  # small collectives that are kept ready
 
 
-class Routed(ctypes.Structure):
-    """`dilu_routed` of the module's C interface."""
-
-    _fields_ = [
-        *((n, ctypes.c_int64) for n in ("tokens", "choices", "width", "itemsize")),
-        *((n, ctypes.c_int64) for n in ("ranks", "slots", "capacity")),
-        *((n, ctypes.c_void_p) for n in ("x", "indices", "placement", "result")),
-        *((n, ctypes.c_void_p) for n in ("rows", "slots_of", "made")),
-    ]
-
-
 class Collective(ctypes.Structure):
     """`dilu_collective`."""
 
@@ -42,7 +31,7 @@ class Collective(ctypes.Structure):
     ]
 
 
-_Next = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.POINTER(Routed))
+_Next = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
 _Collect = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 
 
@@ -84,12 +73,13 @@ class Host:
         if self._error is not None:
             raise self._error
 
-    def next(self, _: Any, routed: Any) -> int:
-        """Answer `dilu_host_next`: how many rows to work on, -1 for no more."""
+    def next(self, _: Any, routed: int) -> int:
+        """Answer `dilu_host_next`, of the `dilu_routed` at an address: how many rows to work on,
+        -1 for no more."""
         if self._error is not None:
             return -1
         try:
-            return self.exchange.next(routed.contents)
+            return self.exchange.next(routed)
         except BaseException as error:
             self._error = error
             return -1
@@ -121,11 +111,11 @@ class Host:
         one_step = c.gather or count == 2 or x.nbytes <= _ONE_STEP
         if not one_step:
             return partial(self._sum_in_two_steps, axis, x, result, bool(c.bfloat))
-        swap = self.ranks.small_swap(axis, (x.nbytes,) * count)
-        if swap is None:
+        ready = self.ranks.small_gather(axis, (x.nbytes,) * count)
+        if ready is None:
             return lambda: finish(self._gather(axis, x))
-        parts = [memory.view(bits).reshape(count, *shape) for memory in swap.all]
-        meet = partial(swap.meet, x.reshape(-1).view(np.uint8))
+        parts = [memory.view(bits).reshape(count, *shape) for memory in ready.all]
+        meet = partial(ready.meet, x.reshape(-1).view(np.uint8))
         what = _GATHERING if c.gather else _SUMMING
         sent = (count - 1) * x.nbytes
 

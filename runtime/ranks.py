@@ -24,7 +24,7 @@ import numpy as np
 from .. import knobs
 from ..errors import DiluError
 from .hops import TwoHops, sent_rows, worth_two_hops
-from .swap import SmallSwap, let_work_go_first, start_swap
+from .swap import SmallExchange, SmallGather, let_work_go_first, start_swap
 
 AXES = ("dp", "ep", "tp")
 #: So many bytes, of all ranks of a group together, are few.
@@ -62,7 +62,7 @@ class Ranks:
                 if self.rank in group:
                     self.groups[axis], self._handles[axis] = group, made and _backend(made)
         self._everyone: Any = _backend(dist.group.WORLD)
-        self._small: dict[tuple[str, tuple[int, ...]], SmallSwap] = {}
+        self._small: dict[str, dict[Any, Any]] = {axis: {} for axis in self.groups}
         self._failures = 0
         let_work_go_first()
         #: By axis: how many of a group are on each machine, where rows take two hops; else 1.
@@ -134,33 +134,44 @@ class Ranks:
     def gather_along(self, axis: str, array: np.ndarray, what: str) -> np.ndarray:
         """Return `[N, …]` of the arrays, of equal shape, of this rank's group along an axis."""
         count = len(self.groups[axis])
-        swap = self.small_swap(axis, (array.nbytes,) * count)
-        if swap is None:
+        ready = self.small_gather(axis, (array.nbytes,) * count)
+        if ready is None:
             return self._gathered(array, count, self._handles[axis], what)
-        turn = self.guarded(partial(swap.meet, array.reshape(-1).view(np.uint8)), what)
-        return swap.all[turn].copy().view(array.dtype).reshape(count, *array.shape)
+        turn = self.guarded(partial(ready.meet, array.reshape(-1).view(np.uint8)), what)
+        return ready.all[turn].copy().view(array.dtype).reshape(count, *array.shape)
 
-    def small_swap(self, axis: str, sizes: tuple[int, ...]) -> SmallSwap | None:
+    def small_gather(self, axis: str, sizes: tuple[int, ...]) -> SmallGather | None:
         """Return what gives every rank of this rank's group along an axis the bytes of all, `sizes`
         each, if they are few, and of few different sizes: it stays ready."""
-        found = self._small.get((axis, sizes))
-        if found is None and sum(sizes) <= SMALL and len(self._small) < _MOST_KEPT:
-            tag = len(self._small) + 1
-            found = self._small[axis, sizes] = SmallSwap(self._handles[axis], sizes, tag)
+        return self._ready(SmallGather, axis, sizes, sum(sizes))
+
+    def small_exchange(self, axis: str, sizes: tuple[int, ...]) -> SmallExchange | None:
+        """Return what gives the n-th rank of a group up to `sizes[n]` bytes of each, likewise."""
+        return self._ready(SmallExchange, axis, sizes, len(sizes) * max(sizes))
+
+    def _ready(self, kind: type[_T], axis: str, sizes: tuple[int, ...], total: int) -> _T | None:
+        kept = self._small[axis]  # of this axis alone: along it, all make the same in turn
+        found = kept.get((kind, sizes))
+        if found is None and total <= SMALL and len(kept) < _MOST_KEPT:
+            made: Any = kind
+            found = kept[kind, sizes] = made(self._handles[axis], sizes, len(kept) + 1)
         return found
 
     def gather_rows_along(
-        self, axis: str, rows: np.ndarray, counts: Sequence[int], out: np.ndarray, what: str
-    ) -> None:
-        """Put the rows, bytes, of this rank's group along an axis into `out`, `counts` of each."""
-        swap = self.small_swap(axis, tuple(n * out.shape[1] for n in counts))
-        if swap is not None:
-            turn = self.guarded(partial(swap.meet, rows.reshape(-1)), what)
-            out[...] = swap.all[turn].reshape(out.shape)
-            return
+        self, axis: str, rows: np.ndarray, counts: Sequence[int], what: str
+    ) -> np.ndarray:
+        """Return the rows, bytes, of this rank's group along an axis, `counts` of each. Few rows
+        lie in memory that is used again the next time but one."""
+        size = rows.shape[1]
+        ready = self.small_gather(axis, tuple(n * size for n in counts))
+        if ready is not None:
+            turn = self.guarded(partial(ready.meet, rows.reshape(-1)), what)
+            return ready.all[turn].reshape(-1, size)
+        out = np.empty((sum(counts), size), rows.dtype)
         targets = np.split(out, np.cumsum(counts)[:-1])
         works = self._swapped(self._handles[axis], [rows] * len(targets), targets, what)
         self.wait(works, what)
+        return out
 
     def gather_rows(self, rows: np.ndarray, counts: Sequence[int], what: str) -> list[np.ndarray]:
         """Return the rows of every owner of sequences, `counts` of each."""

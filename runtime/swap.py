@@ -39,50 +39,81 @@ def start_swap(
     ]
 
 
-class SmallSwap:
-    """What a group's ranks tell each other again and again, `sizes` bytes each, in order of ranks.
+class _Ahead:
+    """Messages of a group, up to `sizes` bytes from each rank, that are waited for ahead.
 
-    Memory and tensors are made once, and bytes of the next time are waited for ahead, in the other
-    half of the memory: then Gloo sends without asking first. `tag` tells messages of one from those
-    of others, and is the same on all ranks.
+    The next ones go to the other half of the memory. So memory and tensors are made once, and Gloo
+    sends without asking first. `tag` tells these messages from others, the same on all ranks.
     """
 
     def __init__(self, group: Any, sizes: Sequence[int], tag: int) -> None:
-        #: What came, by turn.
+        #: What came, by turn: rank by rank, each at its place even if less came.
         self.all = [np.empty(sum(sizes), np.uint8) for _ in range(2)]
-        parts = [np.split(memory, np.cumsum(sizes)[:-1]) for memory in self.all]
-        own = group.rank() if len(sizes) > 1 else 0
-        self._own = [turn[own] for turn in parts]
+        self.parts = [np.split(memory, np.cumsum(sizes)[:-1]) for memory in self.all]
         self._turn, self._tag, self._group = 0, tag, group
+        self._own = group.rank() if len(sizes) > 1 else 0
+        self._others = _others(self._own, len(sizes))
         self._from: list[list[tuple[list[Any], int]]] = [[], []]
-        self._to: list[list[tuple[list[Any], int]]] = [[], []]
         if len(sizes) > 1:
             import torch
 
-            others = _others(own, len(sizes))
-            for turn in range(2):
-                tensors = [[torch.from_numpy(part)] for part in parts[turn]]
-                self._from[turn] = [(tensors[n], n) for n in others if sizes[n]]
-                self._to[turn] = [(tensors[own], n) for n in others if sizes[own]]
+            for turn, parts in enumerate(self.parts):
+                from_them = [n for n in self._others if sizes[n]]
+                self._from[turn] = [([torch.from_numpy(parts[n])], n) for n in from_them]
         self._coming = self._expect(0)
-
-    def meet(self, own: np.ndarray) -> int:
-        """Send these bytes to all others and wait for theirs: those of all are in `all[turn]` until
-        the next time but one. Returns the turn."""
-        turn, coming = self._turn, self._coming
-        self._turn = 1 - turn
-        self._own[turn][...] = own
-        let_others_run()
-        going = [self._group.send(part, rank, self._tag) for part, rank in self._to[turn]]
-        self._coming = self._expect(1 - turn)
-        for work in coming:
-            work.wait()
-        for work in going:
-            work.wait()
-        return turn
 
     def _expect(self, turn: int) -> list[Any]:
         return [self._group.recv(part, rank, self._tag) for part, rank in self._from[turn]]
+
+    def _swap(self, going: Sequence[tuple[list[Any], int]]) -> int:
+        """Send tensors to ranks, wait for what all others send, and return the turn."""
+        turn, coming = self._turn, self._coming
+        let_others_run()
+        works = [self._group.send(part, rank, self._tag) for part, rank in going]
+        self._turn = 1 - turn
+        self._coming = self._expect(1 - turn)
+        for work in coming:
+            work.wait()
+        for work in works:
+            work.wait()
+        return turn
+
+
+class SmallGather(_Ahead):
+    """What a group's ranks tell each other again and again, `sizes` bytes each."""
+
+    def __init__(self, group: Any, sizes: Sequence[int], tag: int) -> None:
+        super().__init__(group, sizes, tag)
+        self._to: list[list[tuple[list[Any], int]]] = [[], []]
+        if self._others and sizes[self._own]:
+            import torch
+
+            for turn, parts in enumerate(self.parts):
+                own = [torch.from_numpy(parts[self._own])]
+                self._to[turn] = [(own, n) for n in self._others]
+
+    def meet(self, own: np.ndarray) -> int:
+        """Send these bytes to all others: those of all are in `all[turn]` until the next time but
+        one. Returns the turn."""
+        self.parts[self._turn][self._own][...] = own
+        return self._swap(self._to[self._turn])
+
+
+class SmallExchange(_Ahead):
+    """What a group's ranks give each other again and again, up to `sizes[n]` bytes each to the
+    n-th."""
+
+    def __init__(self, group: Any, sizes: Sequence[int], tag: int) -> None:
+        own = sizes[group.rank()] if len(sizes) > 1 else 0
+        super().__init__(group, [own] * len(sizes), tag)
+        self._taking = [n for n in self._others if sizes[n]]
+
+    def meet(self, given: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Send the n-th of the bytes to the n-th rank, however few; return what came from each, at
+        the front of its memory, until the next time but one."""
+        import torch
+
+        return self.parts[self._swap([([torch.from_numpy(given[n])], n) for n in self._taking])]
 
 
 def let_others_run() -> None:

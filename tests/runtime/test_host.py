@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from dilu.runtime.host import Collective, Host, Routed
+from dilu.runtime.exchange import Routed
+from dilu.runtime.host import Collective, Host
 from dilu.runtime.ranks import AXES
 
 
@@ -29,7 +29,7 @@ class Meeting:
         return found
 
 
-class FakeSwap:
+class FakeGather:
     def __init__(self, ranks, sizes) -> None:
         self.ranks, self.all = ranks, [np.empty(sum(sizes), np.uint8)]
 
@@ -38,13 +38,28 @@ class FakeSwap:
         return 0
 
 
+class FakeExchange:
+    def __init__(self, ranks, sizes) -> None:
+        self.ranks, self.most = ranks, sizes[ranks.rank]
+
+    def meet(self, given) -> list:
+        parts = self.ranks.meeting.all(self.ranks.rank, [part.copy() for part in given])
+        room = np.zeros((len(parts), self.most), np.uint8)
+        for row, part in zip(room, parts, strict=True):
+            row[: part[self.ranks.rank].size] = part[self.ranks.rank]
+        return list(room)
+
+
 class FakeRanks:
     def __init__(self, rank: int, meeting: Meeting) -> None:
         self.rank, self.meeting = rank, meeting
         self.groups = {axis: list(range(len(meeting.table))) for axis in ("ep", "tp")}
 
-    def small_swap(self, axis, sizes):
-        return FakeSwap(self, sizes) if sum(sizes) < 1000 else None
+    def small_gather(self, axis, sizes):
+        return FakeGather(self, sizes) if sum(sizes) < 1000 else None
+
+    def small_exchange(self, axis, sizes):
+        return FakeExchange(self, sizes) if max(sizes) < 400 else None
 
     def guarded(self, call, what):
         return call()
@@ -52,10 +67,10 @@ class FakeRanks:
     def gather_along(self, axis, array, what):
         return np.stack(self.meeting.all(self.rank, array))
 
-    def gather_rows_along(self, axis, rows, counts, out, what):
-        parts = self.meeting.all(self.rank, rows)
+    def gather_rows_along(self, axis, rows, counts, what):
+        parts = self.meeting.all(self.rank, rows.copy())
         assert [len(part) for part in parts] == list(counts)
-        out[:] = np.concatenate(parts)
+        return np.concatenate(parts)
 
     def all_to_all(self, axis, out, sizes, rows, what):
         parts = self.meeting.all(self.rank, np.split(rows, np.cumsum(sizes[self.rank])[:-1]))
@@ -86,9 +101,8 @@ def exchanged(tokens, indices, placement, capacity):
             x.ctypes.data, chosen.ctypes.data, table.ctypes.data, result.ctypes.data,
         )  # fmt: skip
         host.begin()
-        answer = SimpleNamespace(contents=routed)
         largest = 0
-        while (rows := host.next(0, answer)) >= 0:
+        while (rows := host.next(0, ctypes.addressof(routed))) >= 0:
             largest = max(largest, rows)
             if rows:
                 shape = (rows, x.shape[1])
@@ -182,9 +196,9 @@ def test_no_tokens_anywhere():
 def test_an_error_is_raised_when_the_function_has_returned():
     host = Host(FakeRanks(0, Meeting(1)))
     host.begin()
-    broken = SimpleNamespace(contents=SimpleNamespace(placement=None))
-    assert host.next(0, broken) == host.next(0, broken) == -1
-    with pytest.raises(AttributeError):
+    broken = ctypes.addressof(routed := Routed(placement=None))
+    assert host.next(0, broken) == host.next(0, broken) == -1 and routed
+    with pytest.raises(ValueError):
         host.finish()
 
 
