@@ -83,7 +83,7 @@ def compile(
     targets = _targets([target] if isinstance(target, str) else target)
     path = _path(model)
     topology = _topology(mesh, cluster, path)
-    sharding = _sharding(mesh, replicas, expert_load, topology, targets)
+    sharding = _sharding(mesh, replicas, expert_load, topology)
     if path is not None and path.suffix != ".pt2":
         captured = _capture_checkpoint(path, dtype, config_only, max_seq, report)
     else:
@@ -151,11 +151,7 @@ def _topology(mesh: str | None, cluster: Any, path: Path | None) -> dict[str, An
 
 
 def _sharding(
-    mesh: str | None,
-    replicas: int,
-    load: Any,
-    topology: Mapping[str, Any],
-    targets: Sequence[Target],
+    mesh: str | None, replicas: int, load: Any, topology: Mapping[str, Any]
 ) -> Sharding | None:
     if mesh is None:
         for name, given in (("replicas", replicas), ("expert_load", load)):
@@ -170,11 +166,6 @@ def _sharding(
     from .planner.place_experts import place_experts
 
     parsed = parse_mesh(mesh)
-    if parsed.ep * parsed.tp > 1 and any(target.gpu is not None for target in targets):
-        raise DiluError(
-            "models are divided among processes on CPUs only so far",
-            hint="leave out --mesh, or the targets for GPUs",
-        )
     loads = None if load is None else read_load(load)
 
     def place(name: str, layers: int, experts: int) -> np.ndarray:

@@ -17,8 +17,7 @@ class Engine(Protocol):
     """The kernels of one target of an artifact on a device.
 
     `text` says what runs here, `where` ends an error about memory, `notes` is what a user may want
-    to know of how it was set up. `padded`: batches of a language model are made larger, so that
-    few sizes occur (`buckets.py`). Arrays are the engine's own; those on the host are numpy's.
+    to know of how it was set up. Arrays are the engine's own; those on the host are numpy's.
     `expert_counts`, i64, adds up how many rows each expert worked on in the first function, block
     by block as the manifest lists them; None where that is not counted.
     """
@@ -26,7 +25,6 @@ class Engine(Protocol):
     text: str
     where: str
     notes: list[str]
-    padded: bool
     expert_counts: np.ndarray | None
 
     @property

@@ -82,11 +82,6 @@ class Function:
                     hint=f"call allocate({{'{symbol}': …}}) first: it is the size of a state",
                 )
         shapes = [evaluate_shape(entry["shape"], sizes) for entry in self.results]
-        if self._model is not None and self._session.engine.padded:
-            from .buckets import pad_batch, padded_sizes
-
-            sizes = padded_sizes(sizes)
-            arrays = pad_batch(arrays, sizes)
         return sizes, arrays, states, shapes
 
     def _run(self, arrays: Sequence[Any], *, on_device: bool) -> list[Any]:
@@ -122,12 +117,7 @@ class Function:
 
     def arena_bytes(self, sizes: Mapping[str, int]) -> int:
         """Return the bytes of working memory that a call at these sizes needs."""
-        engine = self._session.engine
-        if self._model is not None and engine.padded:
-            from .buckets import padded_sizes
-
-            sizes = padded_sizes(sizes)
-        return engine.arena_bytes(self._index, sizes)
+        return self._session.engine.arena_bytes(self._index, sizes)
 
     def state(self, name: str) -> np.ndarray:
         """Return a state's raw bits: themselves on the CPU, a copy of what lies on a device."""

@@ -96,7 +96,7 @@ class Session:
         self._closed = True  # until all is loaded
         try:
             require_bound(artifact)
-            self.host = _host(self.ranks, choice, wire)
+            self.host = _host(self.ranks, wire)
             self._engine = _engine(artifact, choice, self.threads, self.host)
         except BaseException:
             if choice.device is not None:
@@ -283,15 +283,10 @@ def _connected(artifact: Artifact, wire: str) -> Ranks | None:
     return ranks
 
 
-def _host(ranks: Ranks | None, choice: Choice, wire: str) -> Host | None:
+def _host(ranks: Ranks | None, wire: str) -> Host | None:
     """Return what native code asks of other ranks; None where it has nothing to ask."""
     if ranks is None or ranks.mesh["ep"] == ranks.mesh["tp"] == 1:
         return None
-    if choice.device is not None:
-        raise DiluError(
-            f"a model divided among processes does not run on {choice.target} yet",
-            hint="choose a target for CPUs with --target, or compile without --mesh",
-        )
     from .host import Host
 
     return Host(ranks, wire)
@@ -304,4 +299,4 @@ def _engine(artifact: Artifact, choice: Choice, threads: int, host: Host | None)
         return CpuEngine(artifact, choice.target, threads, host)
     from .gpu.engine import GpuEngine
 
-    return GpuEngine(artifact, choice.target, choice.device, text=choice.text)
+    return GpuEngine(artifact, choice.target, choice.device, text=choice.text, host=host)

@@ -27,10 +27,11 @@ _CHANGED = "compile the model again, or put the file back that it was compiled f
 
 
 class Weights:
-    """Mapped weight files. `table(name)` is the array of addresses of a constant's pieces."""
+    """Mapped weight files, and what had to be copied of them."""
 
     def __init__(self, artifact: Artifact, *, progress: Progress = silent) -> None:
         require_bound(artifact)
+        self._progress = progress
         self._views: list[np.ndarray] = []
         self._maps: list[mmap.mmap] = []
         self._constants: dict[str, dict[str, Any]] = artifact.manifest["constants"]
@@ -42,35 +43,51 @@ class Weights:
         sizes = np.array([view.nbytes for view in self._views], np.int64)
         self._tables = {
             name: _addresses(name, constant, bases, sizes)
-            for name, constant in artifact.manifest["constants"].items()
-            if "values" not in constant
+            for name, constant in self._constants.items()
+            if not {"values", "part"} & constant.keys()
         }
         self._copies: list[np.ndarray] = []
-        for name, constant in artifact.manifest["constants"].items():
+        for name, constant in self._constants.items():
             if "values" in constant:  # the manifest's own
                 self._copies.append(np.array(constant["values"], storage(constant["dtype"])))
                 self._tables[name] = np.array([self._copies[-1].ctypes.data], np.uint64)
-            elif "part" in constant:
-                progress("copy weights")
-                self._tables[name] = self._copied(constant)
-        if self._copies:
-            self._forget()
 
-    def _copied(self, constant: dict[str, Any]) -> np.ndarray:
-        """Copy the parts of a constant's pieces; return their addresses."""
+    def table(self, name: str) -> np.ndarray:
+        """Return u64[pieces]: the addresses of a constant's pieces, row-major over its grid."""
+        if name not in self._tables:
+            self._progress("copy weights")
+            parts = list(self._parts(self._constants[name]))
+            self._copies += parts
+            self._tables[name] = np.array([part.ctypes.data for part in parts], np.uint64)
+            self._forget()
+        return self._tables[name]
+
+    def pieces(self, name: str) -> Iterator[np.ndarray]:
+        """Yield u8[n] for each piece of a constant, in the order of its table."""
+        from .bundle import places
+
+        constant = self._constants[name]
+        if "values" in constant:
+            yield (
+                np.array(constant["values"], storage(constant["dtype"])).reshape(-1).view(np.uint8)
+            )
+        elif "part" in constant:
+            yield from (part.reshape(-1).view(np.uint8) for part in self._parts(constant))
+        else:
+            for file, offset, nbytes in places(constant):
+                yield self._views[file][offset : offset + nbytes]
+
+    def _parts(self, constant: dict[str, Any]) -> Iterator[np.ndarray]:
+        """Yield copies of the parts of a constant's pieces, which are scattered over them."""
         stored, dtype = constant["stored"], storage(constant["dtype"])
         nbytes = prod(stored) * dtype.itemsize
-        count = len(constant["file"])
-        copy = np.empty((count, *constant["shape"][constant["grid"] :]), dtype)
         index = np.ix_(*(
             (first + np.arange(size)) * step // block
             for first, size, step, block in constant["part"]
         ))  # fmt: skip
-        for own, file, offset in zip(copy, constant["file"], constant["offset"], strict=True):
+        for file, offset in zip(constant["file"], constant["offset"], strict=True):
             piece = self._views[file][offset : offset + nbytes]
-            own[...] = piece.view(dtype).reshape(stored)[index]
-        self._copies.append(copy)
-        return copy.ctypes.data + np.arange(count, dtype=np.uint64) * np.uint64(copy[0].nbytes)
+            yield np.ascontiguousarray(piece.view(dtype).reshape(stored)[index])
 
     def _forget(self) -> None:
         """Give back the memory of mapped pages that were read to be copied."""
@@ -78,17 +95,6 @@ class Weights:
             if hasattr(mmap, "MADV_DONTNEED"):
                 with contextlib.suppress(OSError):
                     mapped.madvise(mmap.MADV_DONTNEED)
-
-    def table(self, name: str) -> np.ndarray:
-        """Return u64[pieces]: the addresses of a constant's pieces, row-major over its grid."""
-        return self._tables[name]
-
-    def pieces(self, name: str) -> Iterator[np.ndarray]:
-        """Yield u8[n] for each piece of a constant, in the order of its table."""
-        from .bundle import places
-
-        for file, offset, nbytes in places(self._constants[name]):
-            yield self._views[file][offset : offset + nbytes]
 
     def close(self) -> None:
         """Unmap the files; the tables must not be used afterwards."""

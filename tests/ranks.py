@@ -93,14 +93,15 @@ def run(artifact: Path, out: Path, world: int, **options: Any) -> list[dict[str,
     return [json.loads((out / f"{rank}.json").read_text()) for rank in range(world)]
 
 
-def found(session: Any) -> dict[str, Any]:
-    """Return what a process reports: logits, tokens, and what it sent."""
+def found(session: Any, tokens: int = TOKENS) -> dict[str, Any]:
+    """Return what a process reports: logits, so many tokens, and what it sent."""
     logits = [rows.tolist() for rows in session.language.logits(PROMPTS)]
     made: list[list[int]] = [[] for _ in PROMPTS]
-    for index, token in session.language.loop.generate(PROMPTS, max_tokens=TOKENS):
+    for index, token in session.language.loop.generate(PROMPTS, max_tokens=tokens):
         made[index].append(token)
     exchange = session.host and session.host.exchange
-    loads = session.expert_load() if session.artifact.manifest["experts"] else {}
+    counted = session.engine.expert_counts is not None or (exchange and exchange.load)
+    loads = session.expert_load() if counted else {}
     return {
         "expert_load": {name: load.tolist() for name, load in loads.items()},
         "logits": logits,
@@ -135,9 +136,15 @@ def _main(artifact: str, out: str, mode: str) -> None:
     try:
         wires = os.environ.get("DILU_TEST_WIRE", "exact").split(",")
         wire = wires[int(os.environ["RANK"]) % len(wires)]
-        with dilu.load(artifact, threads=1, wire=wire) as session:
+        device: Any = os.environ.get("DILU_TEST_DEVICE")
+        if device == "interpreter:0":
+            from interpreted import InterpretedDevice
+
+            device = InterpretedDevice()
+        with dilu.load(artifact, threads=1, wire=wire, device=device) as session:
             if mode == "run":
-                Path(out).write_text(json.dumps(found(session)))
+                tokens = int(os.environ.get("DILU_TEST_TOKENS", TOKENS))
+                Path(out).write_text(json.dumps(found(session, tokens)))
                 return
             for step, _ in enumerate(session.language.loop.generate([[5]] * 4, max_tokens=500)):
                 if step % 8 == 0:

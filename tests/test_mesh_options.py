@@ -26,7 +26,6 @@ def checkpoint(tmp_path_factory):
     [
         ({"mesh": "ep"}, "not a mesh"),
         ({"mesh": "tp=7"}, "nothing in this model can be divided among tp=7"),
-        ({"mesh": "ep=2", "target": "cuda:80"}, "on CPUs only"),
         ({"replicas": 2}, "replicas is given, but no mesh"),
         ({"expert_load": "x.json"}, "expert_load is given, but no mesh"),
         ({"mesh": "ep=2", "expert_load": "no-such.json"}, "cannot read the load"),

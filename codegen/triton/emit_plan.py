@@ -14,8 +14,9 @@ from typing import Any
 
 import sympy
 
+from ...ir.dtypes import BF16
 from ...ir.types import Dim, dim, print_dim
-from ..kernel_ir import CallPlan, Kernel, Place, Plan, Program
+from ..kernel_ir import CallPlan, CollectivePlan, Kernel, Place, Plan, Program, RoutedPlan
 from ..kernel_ir import Launch as KernelLaunch
 from ..target import Gpu
 from .emit_kernel import emit_kernel
@@ -77,11 +78,7 @@ class Plans:
 
     def plan(self, plan: Plan, aligned: _Aligned) -> int:
         """Add a plan and return its number."""
-        steps = [
-            self._call(s, aligned) if isinstance(s, CallPlan) else self._launches(s, aligned)
-            for s in plan.steps
-            if isinstance(s, (CallPlan, KernelLaunch))  # no mesh: it is for CPUs
-        ]
+        steps = [self._step(step, aligned) for step in plan.steps]
         made = {
             "name": plan.name, "parameters": plan.parameters, "states": plan.states,
             "constants": plan.constants, "results": plan.results,
@@ -92,6 +89,26 @@ class Plans:
             self._plans[form] = len(self.plans)
             self.plans.append(made)
         return self._plans[form]
+
+    def _step(
+        self, step: KernelLaunch | CallPlan | RoutedPlan | CollectivePlan, aligned: _Aligned
+    ) -> dict[str, Any]:
+        if isinstance(step, KernelLaunch):
+            return self._launches(step, aligned)
+        if isinstance(step, CallPlan):
+            return self._call(step, aligned)
+        return self._routed(step, aligned) if isinstance(step, RoutedPlan) else _collective(step)
+
+    def _routed(self, step: RoutedPlan, aligned: _Aligned) -> dict[str, Any]:
+        inner = _Aligned((), tuple(aligned.of(c) for c in step.constants))
+        return {
+            "routed": self.plan(step.plan, inner), "symbol": step.symbol,
+            "capacity": step.capacity, "tokens": size_text(step.tokens),
+            "choices": step.choices, "width": step.width, "itemsize": step.dtype.itemsize,
+            "ranks": step.ranks, "slots": step.slots, "x": _place(step.x),
+            "indices": _place(step.indices), "placement": _place(step.placement),
+            "constants": [_place(c) for c in step.constants], "result": _place(step.result),
+        }  # fmt: skip
 
     def _call(self, step: CallPlan, aligned: _Aligned) -> dict[str, Any]:
         stacked = [step.states, step.constants]
@@ -164,6 +181,14 @@ class Plans:
             self._runs[key] = len(self.runs)
             self.runs.append(Run(launch, kernel, aligned))
         return self._runs[key]
+
+
+def _collective(step: CollectivePlan) -> dict[str, Any]:
+    return {
+        "gather": step.kind == "all_gather", "axis": step.axis, "itemsize": step.dtype.itemsize,
+        "bfloat": step.dtype == BF16, "rows": size_text(step.rows),
+        "width": size_text(step.width), "x": _place(step.x), "result": _place(step.result),
+    }  # fmt: skip
 
 
 def size_text(size: Dim) -> int | str:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 class CpuEngine:
     """The library of a CPU target and the artifact's mapped weights."""
 
-    padded = False
     where = ""
 
     def __init__(

@@ -1,4 +1,5 @@
-"""From a program and concrete sizes to a flat list of launches: every address and number known.
+"""From a program and concrete sizes to a flat list of what is to be done, every address and number
+known: launches, and where ranks meet.
 
 Invariants: results of a plan that runs several times alternate between the call's own buffers and
 spare ones, so that the last run writes the former; every address computed here is a multiple of
@@ -7,14 +8,25 @@ spare ones, so that the last run writes the former; every address computed here 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from ...errors import DiluError
 from ..expression import evaluate
 from .device import align
-from .program import CallStep, Kernel, KernelStep, Launch, Place, Plan, Program, Variant
+from .program import (
+    CallStep,
+    CollectiveStep,
+    Kernel,
+    KernelStep,
+    Launch,
+    Place,
+    Plan,
+    Program,
+    RoutedStep,
+    Variant,
+)
 
 #: The most programs of a launch in each direction, on all devices there are.
 _GRID_LIMITS = ((1 << 31) - 1, 65535, 65535)
@@ -28,6 +40,37 @@ class BoundLaunch:
     launch: Launch
     grid: tuple[int, int, int]
     arguments: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BoundCollective:
+    """What ranks do with numbers at `x`; what comes of it goes to `result`."""
+
+    step: CollectiveStep
+    x: int
+    result: int
+
+
+@dataclass(frozen=True)
+class BoundRouted:
+    """Where rows for experts come from and go to.
+
+    `rows`, `slots` and `made` have room for `step.capacity` rows that came from all ranks, and for
+    what `body(n)` makes of the first n of them.
+    """
+
+    step: RoutedStep
+    x: int
+    indices: int
+    placement: int
+    result: int
+    rows: int
+    slots: int
+    made: int
+    body: Callable[[int], list[BoundStep]]
+
+
+BoundStep = BoundLaunch | BoundCollective | BoundRouted
 
 
 @dataclass(frozen=True)
@@ -53,8 +96,8 @@ def bind(
     sizes: Mapping[str, int],
     chosen: Sequence[Variant],
     addresses: Addresses,
-) -> list[BoundLaunch]:
-    """Return the launches of a function at these sizes, in order.
+) -> list[BoundStep]:
+    """Return what a function does at these sizes, in order.
 
     `chosen` is the variant of every kernel. Launches whose rows are out of range or whose grid is
     empty are left out. Raises DiluError where a number is beyond what a kernel can be told.
@@ -70,7 +113,7 @@ def bind(
         "result": addresses.results,
     }
     binder = _Binder(program, sizes, chosen, scratch)
-    return list(binder.launches(program.entries[entry].plan, places, addresses.arena))
+    return list(binder.bound(program.entries[entry].plan, places, addresses.arena))
 
 
 def grid_of(
@@ -101,6 +144,7 @@ def applies(launch: Launch, sizes: Mapping[str, int]) -> bool:
 _Places = dict[str, tuple[int, ...]]
 #: An argument with its size evaluated: a place, or a number.
 _Resolved = tuple[Launch, tuple[int, int, int], tuple[Place | int, ...]]
+_Step = CallStep | CollectiveStep | RoutedStep | list[_Resolved]
 
 
 class _Binder:
@@ -117,10 +161,10 @@ class _Binder:
         self._sizes = sizes
         self._chosen = chosen
         self._scratch = scratch
-        self._steps: dict[int, list[CallStep | list[_Resolved]]] = {}
+        self._steps: dict[int, list[_Step]] = {}
 
-    def launches(self, plan: int, places: _Places, arena: int) -> Iterator[BoundLaunch]:
-        """Yield the launches of one run of a plan."""
+    def bound(self, plan: int, places: _Places, arena: int) -> Iterator[BoundStep]:
+        """Yield what one run of a plan does."""
         slots: list[int] = []
         for size in self._program.plans[plan].slots:
             slots.append(arena)
@@ -129,12 +173,42 @@ class _Binder:
         for step in self._resolved(plan):
             if isinstance(step, CallStep):
                 yield from self._called(step, places, arena)
-                continue
-            for launch, grid, arguments in step:
-                values = (a if isinstance(a, int) else places[a[0]][a[1]] for a in arguments)
-                yield BoundLaunch(launch, grid, tuple(values))
+            elif isinstance(step, CollectiveStep):
+                x, result = (places[kind][number] for kind, number in (step.x, step.result))
+                yield BoundCollective(step, x, result)
+            elif isinstance(step, RoutedStep):
+                yield self._routed(step, places, arena)
+            else:
+                for launch, grid, arguments in step:
+                    values = (a if isinstance(a, int) else places[a[0]][a[1]] for a in arguments)
+                    yield BoundLaunch(launch, grid, tuple(values))
 
-    def _called(self, step: CallStep, places: _Places, arena: int) -> Iterator[BoundLaunch]:
+    def _routed(self, step: RoutedStep, places: _Places, arena: int) -> BoundRouted:
+        def at(place: Place) -> int:
+            return places[place[0]][place[1]]
+
+        own: list[int] = []
+        for nbytes in _row_bytes(step):
+            own.append(arena)
+            arena += nbytes
+        rows, slots, made = own
+        inner: _Places = {
+            "parameter": (rows, slots),
+            "result": (made,),
+            "constant": tuple(at(c) for c in step.constants),
+        }
+
+        def body(count: int) -> list[BoundStep]:
+            sizes = {**self._sizes, step.symbol: count}
+            binder = _Binder(self._program, sizes, self._chosen, self._scratch)
+            return list(binder.bound(step.routed, inner, arena))
+
+        return BoundRouted(
+            step, at(step.x), at(step.indices), at(step.placement), at(step.result),
+            rows, slots, made, body,
+        )  # fmt: skip
+
+    def _called(self, step: CallStep, places: _Places, arena: int) -> Iterator[BoundStep]:
         def at(place: Place) -> int:
             return places[place[0]][place[1]]
 
@@ -153,13 +227,13 @@ class _Binder:
                 "state": tuple(at(s.place) + run * strides[s] for s in step.states),
                 "constant": tuple(at(s.place) + run * strides[s] for s in step.constants),
             }
-            yield from self.launches(step.plan, inner, arena)
+            yield from self.bound(step.plan, inner, arena)
             passed[: len(made)] = made
 
-    def _resolved(self, plan: int) -> list[CallStep | list[_Resolved]]:
+    def _resolved(self, plan: int) -> list[_Step]:
         if plan not in self._steps:
             self._steps[plan] = [
-                step if isinstance(step, CallStep) else self._resolved_step(step)
+                self._resolved_step(step) if isinstance(step, KernelStep) else step
                 for step in self._program.plans[plan].steps
             ]
         return self._steps[plan]
@@ -214,6 +288,9 @@ def _plan_bytes(program: Program, plan: Plan, sizes: Mapping[str, int]) -> int:
             spares = step.result_sizes if step.times > 1 else ()
             inner = _plan_bytes(program, program.plans[step.plan], sizes)
             rest = max(rest, inner + sum(align(evaluate(s, sizes)) for s in spares))
+        elif isinstance(step, RoutedStep):
+            inner = _plan_bytes(program, program.plans[step.routed], _most(step, sizes))
+            rest = max(rest, inner + sum(_row_bytes(step)))
     return sum(align(evaluate(s, sizes)) for s in plan.slots) + rest
 
 
@@ -223,6 +300,20 @@ def _scratch_bytes(program: Program, plan: Plan, sizes: Mapping[str, int]) -> in
     for step in plan.steps:
         if isinstance(step, CallStep):
             most = max(most, _scratch_bytes(program, program.plans[step.plan], sizes))
-        else:
+        elif isinstance(step, RoutedStep):
+            inner = program.plans[step.routed]
+            most = max(most, _scratch_bytes(program, inner, _most(step, sizes)))
+        elif isinstance(step, KernelStep):
             most = max(most, sum(align(evaluate(s, sizes)) for s in step.scratch))
     return most
+
+
+def _row_bytes(step: RoutedStep) -> tuple[int, int, int]:
+    """Return the bytes for rows that come, for their slots, and for what becomes of them."""
+    rows = align(step.capacity * step.width * step.itemsize)
+    return rows, align(8 * step.capacity), rows
+
+
+def _most(step: RoutedStep, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the sizes of a routed plan's largest run."""
+    return {**sizes, step.symbol: step.capacity}

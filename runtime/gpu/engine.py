@@ -13,15 +13,17 @@ import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...errors import DiluError
 from ..arrays import FOREIGN, from_numpy, storage
 from ..artifact import Artifact
+from ..buckets import pad_batch, padded_sizes
 from ..expression import evaluate_shape
 from ..progress import Progress, silent
+from ..sequences import PARAMETERS
 from ..weights import Weights
 from . import bind
 from .array import DeviceArray, Memory, copy_strided, read_argument
@@ -29,18 +31,30 @@ from .bind import Addresses
 from .device import Device, DeviceError, DeviceLost, align
 from .dlpack import contiguous_strides
 from .executor import Executor
+from .meet import ThroughHost
+from .pinned import Pinned
 from .program import read_program
 from .tuning import read_tuning
 from .upload import layout, upload
+
+if TYPE_CHECKING:
+    from ..host import Host
 
 
 class GpuEngine:
     """The functions, weights and working memory of an artifact on a device."""
 
-    padded = True
     expert_counts: np.ndarray | None = None
 
-    def __init__(self, artifact: Artifact, target: str, device: Device, *, text: bool) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        target: str,
+        device: Device,
+        *,
+        text: bool,
+        host: Host | None = None,
+    ) -> None:
         self.device = device
         self.text = device.info.text
         self.where = f" on {device.info.text}"
@@ -51,11 +65,13 @@ class GpuEngine:
         self._image = layout(artifact)
         self._weights: Memory | None = None
         self._work: Memory | None = None
-        self._outgoing, self._incoming = _Pinned(device), _Pinned(device)
+        self._outgoing, self._incoming = Pinned(device), Pinned(device)
         self._constant_addresses: dict[int, tuple[int, ...]] = {}
         self._lost: str | None = None
+        self._meetings = None if host is None else ThroughHost(device, host)
+        program = read_program(artifact, target)
         self.executor = Executor(
-            device, artifact, target, read_program(artifact, target), text=text
+            device, artifact, target, program, text=text, meetings=self._meetings
         )
         with self.guarded():
             self.executor.probe()
@@ -94,6 +110,8 @@ class GpuEngine:
 
     def arena_bytes(self, function: int, sizes: Mapping[str, int]) -> int:
         """Return the bytes of working memory of a call, parameters and results included."""
+        if self._is_batch(function):
+            sizes = padded_sizes(sizes)
         return self._plan_work(function, sizes, [])[-1]
 
     def argument(self, value: Any, dtype: str) -> tuple[np.ndarray | DeviceArray, str]:
@@ -152,8 +170,10 @@ class GpuEngine:
     ) -> list[Any]:
         """Run a function; return its results, cut to `shapes`, on the host or on the device."""
         with self.guarded(self._functions[function]["name"]):
-            addresses, results = self.prepared(function, sizes, parameters, states)
-            self.executor.run(function, sizes, addresses)
+            if self._meetings is not None:
+                self._meetings.begin()
+            padded, addresses, results = self.prepared(function, sizes, parameters, states)
+            self.executor.run(function, padded, addresses, sizes)
             return self._results(function, results, shapes, on_device=on_device)
 
     def prepared(
@@ -162,8 +182,12 @@ class GpuEngine:
         sizes: Mapping[str, int],
         parameters: Sequence[np.ndarray | DeviceArray],
         states: Sequence[DeviceArray],
-    ) -> tuple[Addresses, list[int]]:
-        """Upload the parameters; return all addresses of a call and those of its results."""
+    ) -> tuple[Mapping[str, int], Addresses, list[int]]:
+        """Upload the parameters, padded where they are a batch; return the sizes they then have,
+        all addresses of a call and those of its results."""
+        if self._is_batch(function):
+            sizes = padded_sizes(sizes)
+            parameters = pad_batch([self.content(a) for a in parameters], sizes)
         hosted = [a for a in parameters if isinstance(a, np.ndarray)]
         places = self._plan_work(function, sizes, parameters)
         base = self._room(places[-1])
@@ -179,7 +203,7 @@ class GpuEngine:
             tuple(results),
             base,
         )
-        return addresses, results
+        return sizes, addresses, results
 
     @contextmanager
     def guarded(self, what: str = "") -> Generator[None]:
@@ -203,6 +227,8 @@ class GpuEngine:
         weights, self._weights = self._weights, None
         work, self._work = self._work, None
         frees = [m.free for m in (weights, work) if m is not None]
+        if self._meetings is not None:
+            frees.append(self._meetings.close)
         for step in (
             self.executor.close, self._outgoing.free, self._incoming.free, *frees, self.device.close
         ):  # fmt: skip
@@ -210,6 +236,11 @@ class GpuEngine:
                 step()
 
     # -- one call
+
+    def _is_batch(self, function: int) -> bool:
+        """Whether a function takes a language model's batches, so that they can be padded."""
+        names = tuple(entry["name"] for entry in self._functions[function]["parameters"])
+        return self._artifact.manifest["language_model"] is not None and names == PARAMETERS
 
     def _constants(self, function: int) -> tuple[int, ...]:
         """Return where the constants of a function are."""
@@ -293,26 +324,6 @@ class GpuEngine:
             made.append(buffer[at : at + size].copy().view(dtype).reshape(shape))
             at += align(size)
         return made
-
-
-class _Pinned:
-    """A buffer on the host that the device copies from or to, made larger when it has to be."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._buffer: np.ndarray | None = None
-
-    def take(self, nbytes: int) -> np.ndarray:
-        """Return u8[at least nbytes]; what was taken before must not be in use any more."""
-        if self._buffer is None or len(self._buffer) < nbytes:
-            self.free()
-            self._buffer = self._device.allocate_host(align(nbytes))
-        return self._buffer
-
-    def free(self) -> None:
-        buffer, self._buffer = self._buffer, None
-        if buffer is not None:
-            self._device.free_host(buffer)
 
 
 def _nbytes(entry: dict[str, Any], sizes: Mapping[str, int]) -> int:

@@ -110,10 +110,48 @@ class CallStep:
 
 
 @dataclass(frozen=True)
+class CollectiveStep:
+    """What ranks along `axis` do with `x[rows, width]`: `dilu_collective` of the C interface."""
+
+    gather: bool
+    axis: str
+    itemsize: int
+    bfloat: bool
+    rows: Size
+    width: Size
+    x: Place
+    result: Place
+
+
+@dataclass(frozen=True)
+class RoutedStep:
+    """Runs of a plan, `routed`, on rows that come from all ranks, `symbol` of them, at most
+    `capacity` at a time: `dilu_routed` of the C interface."""
+
+    routed: int
+    symbol: str
+    capacity: int
+    tokens: Size
+    choices: int
+    width: int
+    itemsize: int
+    ranks: int
+    slots: int
+    x: Place
+    indices: Place
+    placement: Place
+    constants: tuple[Place, ...]
+    result: Place
+
+
+Step = KernelStep | CallStep | CollectiveStep | RoutedStep
+
+
+@dataclass(frozen=True)
 class Plan:
     name: str
     slots: tuple[Size, ...]
-    steps: tuple[KernelStep | CallStep, ...]
+    steps: tuple[Step, ...]
 
 
 @dataclass(frozen=True)
@@ -186,8 +224,15 @@ def _kernel(data: dict[str, Any]) -> Kernel:
 
 
 def _plan(data: dict[str, Any]) -> Plan:
-    steps = tuple(_call(s) if "plan" in s else _kernel_step(s) for s in data["steps"])
-    return Plan(data["name"], tuple(data["slots"]), steps)
+    return Plan(data["name"], tuple(data["slots"]), tuple(map(_step, data["steps"])))
+
+
+def _step(data: dict[str, Any]) -> Step:
+    if "plan" in data:
+        return _call(data)
+    if "routed" in data:
+        return _routed(data)
+    return _collective(data) if "gather" in data else _kernel_step(data)
 
 
 def _kernel_step(data: dict[str, Any]) -> KernelStep:
@@ -215,6 +260,19 @@ def _call(data: dict[str, Any]) -> CallStep:
         tuple(_place(p) for p in data["results"]),
         tuple(data["result_sizes"]),
     )
+
+
+def _routed(data: dict[str, Any]) -> RoutedStep:
+    known: dict[str, Any] = {n: data[n] for n in RoutedStep.__dataclass_fields__}
+    known |= {name: _place(data[name]) for name in ("x", "indices", "placement", "result")}
+    known["constants"] = tuple(_place(p) for p in data["constants"])
+    return RoutedStep(**known)
+
+
+def _collective(data: dict[str, Any]) -> CollectiveStep:
+    known: dict[str, Any] = {n: data[n] for n in CollectiveStep.__dataclass_fields__}
+    known |= {name: _place(data[name]) for name in ("x", "result")}
+    return CollectiveStep(**known)
 
 
 def _stacked(data: Sequence[dict[str, Any]]) -> tuple[Stacked, ...]:

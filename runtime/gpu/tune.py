@@ -8,7 +8,7 @@ Invariant: variants that differ in what they compute (NaN codes decoded or not) 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp, log
 from pathlib import Path
@@ -19,14 +19,14 @@ import numpy as np
 
 from ...errors import DiluError
 from ..arrays import storage
-from ..expression import evaluate_shape
+from ..expression import evaluate, evaluate_shape
 from ..progress import Progress, silent
 from ..sequences import Sequence as Tokens
 from ..sequences import Step, batch, pages_for
 from ..session import Session
 from ..text_table import table
 from .array import Memory
-from .bind import Addresses, BoundLaunch, bind, grid_of
+from .bind import Addresses, BoundLaunch, BoundRouted, BoundStep, bind, grid_of
 from .engine import GpuEngine
 from .program import Kernel
 from .tuning import require_file, write_tuning
@@ -114,8 +114,7 @@ def _calls(session: Session) -> Iterator[_Measured]:
             sizes = dict.fromkeys(sorted(function.all_symbols), rows)
             arrays = [_zeros(entry, sizes) for entry in function.parameters]
             function.allocate(sizes)
-            bound, parameters, states, _ = function.prepare(arrays)
-            yield index, bound, engine.prepared(index, bound, parameters, states)[0]
+            yield index, *engine.prepared(index, *function.prepare(arrays)[:3])[:2]
 
 
 def _batches(
@@ -129,8 +128,7 @@ def _batches(
     for count in dict.fromkeys(min(count, longest) for count in TOKENS):
         sequence = Tokens(tokens, list(range(pages)), longest - count)
         arrays = batch([Step(sequence, longest, (longest - 1,))], page_size)
-        bound, parameters, states, _ = function.prepare(arrays)
-        yield index, bound, engine.prepared(index, bound, parameters, states)[0]
+        yield index, *engine.prepared(index, *function.prepare(arrays)[:3])[:2]
 
 
 def _zeros(entry: Mapping[str, Any], sizes: Mapping[str, int]) -> np.ndarray:
@@ -166,13 +164,29 @@ class _Tuner:
         symbols = executor.program.entries[entry].symbols
         text = ", ".join(f"{name}={sizes[name]}" for name in symbols)
         done: set[int] = set()
-        for number, launch in enumerate(bound):
-            self._progress(f"measure kernels at {text}", number, len(bound))
+        launches = list(self._launches(bound, sizes))
+        for number, (launch, known) in enumerate(launches):
+            self._progress(f"measure kernels at {text}", number, len(launches))
             if launch.launch.run not in done:
                 done.add(launch.launch.run)
-                self._compare(launch, sizes, flushed, events)
+                self._compare(launch, known, flushed, events)
             self._device.launch(executor.prepare(launch))
         self._device.synchronize()
+
+    def _launches(
+        self, bound: Iterable[BoundStep], sizes: Mapping[str, int]
+    ) -> Iterator[tuple[BoundLaunch, Mapping[str, int]]]:
+        """Yield the launches of a call and their sizes; for experts of many ranks, as if rows had
+        come to each of those here alike."""
+        for step in bound:
+            if isinstance(step, BoundLaunch):
+                yield step, sizes
+            elif isinstance(step, BoundRouted):
+                own = step.step
+                rows = min(max(evaluate(own.tokens, sizes) * own.choices, 1), own.capacity)
+                self._device.upload(step.slots, np.arange(rows) % own.slots)
+                self._device.synchronize()
+                yield from self._launches(step.body(rows), {**sizes, own.symbol: rows})
 
     def _compare(
         self, bound: BoundLaunch, sizes: Mapping[str, int], flushed: Memory, events: Sequence[Any]

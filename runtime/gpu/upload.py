@@ -46,7 +46,9 @@ def layout(artifact: Artifact) -> Image:
     for name in _used(artifact):
         constant = constants[name]
         nbytes = _nbytes(constant)
-        key = (nbytes, tuple(constant["file"]), tuple(constant["offset"]))
+        key: object = (nbytes, tuple(constant["file"]), tuple(constant["offset"]))
+        if "values" in constant or "part" in constant:  # of the manifest, or of a rank alone
+            key = name
         if key not in places:
             places[key] = at
             at += align(nbytes)
