@@ -82,6 +82,12 @@ def _count(text: str, default: int, least: int = 1) -> int:
     return int(text)
 
 
+def _place_of_meeting(text: str) -> str:
+    if text not in ("", "auto", "host", "device"):
+        raise ValueError("none of auto, host and device")
+    return text or "auto"
+
+
 def _moments(text: str) -> tuple[str, ...]:
     moments = tuple(part.strip() for part in text.split(",") if part.strip())
     for moment in moments:
@@ -157,6 +163,21 @@ TIMEOUT = Knob(
     "How long processes of a sharded model wait for each other.",
     partial(_count, default=120),
 )
+COLLECTIVES = Knob(
+    "DILU_COLLECTIVES",
+    "auto, host or device",
+    "auto",
+    "Whether processes on GPUs meet there (by NCCL or RCCL) or in the host's memory; by itself "
+    "there, where each has a GPU of its own.",
+    _place_of_meeting,
+)
+NCCL_HOST = Knob(
+    "NCCL_HOSTID",
+    "a name",
+    "the machine's",
+    "Where NCCL takes a process to be: it refuses two on one GPU, unless they differ in this.",
+    str,
+)
 WORLD_SIZE = Knob(
     "WORLD_SIZE",
     "a number",
@@ -200,11 +221,19 @@ KNOBS: tuple[Knob[object], ...] = (
     GPU_SYNC,
     TRITON_OLD,
     TIMEOUT,
+    COLLECTIVES,
+    NCCL_HOST,
     WORLD_SIZE,
     LOCAL_RANK,
     LOCAL_SIZE,
     RESTART,
 )
+
+
+def preset(**values: str) -> None:
+    """Give variables that libraries read a value, unless they have one."""
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
 
 
 def inherited(**changes: str | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ depend on who holds its expert, nor on the rows that came with it.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -54,10 +55,12 @@ class Exchange:
         self.sent_bytes = 0
         self.load: list[np.ndarray] = []
         self.rounds = 0
+        #: What makes the jobs of blocks, where it is not for the exchange to choose.
+        self.make_job: Callable[[Exchange, Block], Job] | None = None
         self._number = 0
-        self._job: _Job | None = None
+        self._job: Job | None = None
         self._tokens: tuple[int, ...] | None = None
-        self._blocks: dict[bytes, _Block] = {}
+        self._blocks: dict[bytes, Block] = {}
         self._holders: dict[int, _Holders] = {}
         self._turns: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
         self._memory: dict[str, np.ndarray] = {}
@@ -78,27 +81,25 @@ class Exchange:
             self._job = None
         return count
 
-    def _begun(self, address: int) -> _Job:
+    def _begun(self, address: int) -> Job:
         asked = ctypes.string_at(address, Routed.rows.offset)
         block = self._blocks.get(asked)
         if block is None:
             block = _kept(self._blocks, asked, self._block(Routed.from_address(address)))
-        few = block.ranks <= block.choices
-        few = few and sum(self.tokens(block.tokens)) <= _MOST_GATHERED * block.capacity
-        job = (_Gathered if few else _Sent)(self, block)
+        job = (self.make_job or _job)(self, block)
         if self._number == len(self.load):
             self.load.append(np.zeros(block.holders.experts, np.int64))
         self.load[self._number] += np.bincount(job.experts, minlength=block.holders.experts)
         self._number += 1
         return job
 
-    def _block(self, routed: Routed) -> _Block:
+    def _block(self, routed: Routed) -> Block:
         holders = self._holders.get(routed.placement)
         if holders is None:
             shape = (routed.ranks, routed.slots)
             holders = _Holders(view(routed.placement, shape, np.dtype(np.int64)))
             self._holders[routed.placement] = holders
-        return _Block(routed, holders)
+        return Block(routed, holders)
 
     def tokens(self, own: int) -> tuple[int, ...]:
         """Return how many tokens each rank works on in this run of a function."""
@@ -130,6 +131,12 @@ class Exchange:
         return found[:size].view(dtype).reshape(shape)
 
 
+def _job(exchange: Exchange, block: Block) -> Job:
+    few = block.ranks <= block.choices
+    few = few and sum(exchange.tokens(block.tokens)) <= _MOST_GATHERED * block.capacity
+    return (Gathered if few else Sent)(exchange, block)
+
+
 def _kept(memory: dict[Any, Any], key: Any, value: Any) -> Any:
     if len(memory) >= _MOST_KEPT:
         memory.clear()
@@ -157,7 +164,7 @@ class _Holders:
         return self.keys[experts, turns % self.copies[experts]]
 
 
-class _Block:
+class Block:
     """A block of experts and a batch for it: sizes, who holds what, and where numbers lie."""
 
     def __init__(self, routed: Routed, holders: _Holders) -> None:
@@ -171,7 +178,7 @@ class _Block:
         self.indices = view(routed.indices, (count,), np.dtype(np.int64))
 
 
-class _Job:
+class Job:
     """One block of experts: who sends what to whom, round by round.
 
     `counts[n, m]`: how many rows of the n-th rank's tokens are for experts of the m-th; `order`:
@@ -182,7 +189,7 @@ class _Job:
     order: np.ndarray
     slots: np.ndarray
 
-    def __init__(self, exchange: Exchange, block: _Block) -> None:
+    def __init__(self, exchange: Exchange, block: Block) -> None:
         self.exchange, self.ranks, self.block = exchange, exchange.ranks, block
         self.me = self.ranks.groups["ep"].index(self.ranks.rank)
         self.plain = is_plain(exchange.out, block.dtype.itemsize)
@@ -218,14 +225,18 @@ class _Job:
         self.dispatch(number + 1)
         if number >= 2:
             self.finish(number - 2)  # its memory is used again now
-        rows, slots, made = self.lent(number)
         low = number * self.block.capacity
         own = self.slots[low : low + self.block.capacity]
+        self.hand_over(number, own, routed)
+        self.done += 1
+        return len(own)
+
+    def hand_over(self, number: int, own: np.ndarray, routed: Routed) -> None:
+        """Lend native code the rows of a round, which are for these slots."""
+        rows, slots, made = self.lent(number)
         self.arrive(number, rows[: len(own)])
         slots[: len(own)] = own
         routed.rows, routed.slots_of, routed.made = (a.ctypes.data for a in (rows, slots, made))
-        self.done += 1
-        return len(own)
 
     def combine(self, number: int) -> None:
         """Start sending what became of the rows of a round back to where they are from."""
@@ -289,7 +300,7 @@ class _Job:
         self.exchange.sent_bytes += self.ranks.sent_rows("ep", sizes) * self.row_bytes(form)
 
 
-class _Sent(_Job):
+class Sent(Job):
     """Rows travel to the ranks that hold their experts, one for each of them."""
 
     def learn(self) -> np.ndarray:
@@ -324,7 +335,7 @@ class _Sent(_Job):
             decode(self.exchange.out, came, rows)
 
 
-class _Gathered(_Job):
+class Gathered(Job):
     """Every rank gets all rows, each followed by its experts, and takes those that are for it."""
 
     def learn(self) -> np.ndarray:

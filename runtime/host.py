@@ -17,7 +17,7 @@ from .exchange import Exchange, view
 from .ranks import AXES, Ranks
 
 #: Up to so many bytes, ranks send all they have to each other, which takes one step instead of two.
-_ONE_STEP = 1 << 16
+ONE_STEP = 1 << 16
 _GATHERING, _SUMMING = "the gathering of parts", "the summing of parts"
 _MOST_KEPT = 256  # small collectives that are kept ready
 
@@ -108,7 +108,7 @@ class Host:
         else:
             result = view(c.result, shape, bits)
             finish = partial(_add, result, bool(c.bfloat))
-        one_step = c.gather or count == 2 or x.nbytes <= _ONE_STEP
+        one_step = c.gather or count == 2 or x.nbytes <= ONE_STEP
         if not one_step:
             return partial(self._sum_in_two_steps, axis, x, result, bool(c.bfloat))
         ready = self.ranks.small_gather(axis, (x.nbytes,) * count)

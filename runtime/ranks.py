@@ -60,8 +60,8 @@ class Ranks:
                 if len(group) > 1:
                     made = _connected(partial(dist.new_group, group, timeout=longest))
                 if self.rank in group:
-                    self.groups[axis], self._handles[axis] = group, made and _backend(made)
-        self._everyone: Any = _backend(dist.group.WORLD)
+                    self.groups[axis], self._handles[axis] = group, made and _backend(made, "cpu")
+        self._everyone: Any = _backend(dist.group.WORLD, "cpu")
         self._small: dict[str, dict[Any, Any]] = {axis: {} for axis in self.groups}
         self._failures = 0
         let_work_go_first()
@@ -87,6 +87,36 @@ class Ranks:
             if not left and (each == each[0]).all() and worth_two_hops(self.mesh[axis], local):
                 found[axis] = local
         return found
+
+    def on_devices(self, own: tuple[str, str] | None) -> tuple[dict[str, Any], str]:
+        """Return the backends, by axis, by which the devices of ranks meet, and in words how they
+        meet. `own`: the name of this rank's backend and which device it has; None for none.
+
+        There are none where a rank has no device, or the same as another one.
+        """
+        each = self.gather(own)
+        kinds = {place and place[0] for place in each}
+        if len(kinds) > 1 or None in kinds:
+            return {}, "ranks meet on the host"
+        if len({tuple(place) for place in each}) < self.size:
+            return {}, "ranks meet on the host, since some share a device"
+        (kind,) = kinds
+        device = "cpu" if kind == "gloo" else "cuda"
+        made: dict[str, Any] = {}
+
+        def connect() -> None:
+            longest = timedelta(seconds=knobs.TIMEOUT.get())
+            for axis in self.groups:
+                for group in _groups(axis, self.mesh, self.size):
+                    if len(group) > 1:
+                        found = self._dist.new_group(group, timeout=longest, backend=kind)
+                        if self.rank in group:
+                            made[axis] = _backend(found, device)
+
+        # Or a process ends where another one does.
+        knobs.preset(TORCH_NCCL_ASYNC_ERROR_HANDLING="0", TORCH_NCCL_ENABLE_MONITORING="0")
+        _connected(connect)
+        return made, f"ranks meet on their devices, by {kind}"
 
     # -- agreement
 
@@ -231,13 +261,16 @@ class Ranks:
         try:
             return call()
         except RuntimeError as error:  # what torch.distributed raises for whatever happens
-            raise self._failure(what, error) from error
+            raise self.failure(what, str(error)) from error
 
-    def _failure(self, what: str, error: Exception) -> DiluError:
+    def failure(self, what: str, reason: str = "") -> DiluError:
+        """Return the error of a meeting that not all ranks came to, with those that did not; where
+        all did, with the reason."""
         lost = self._lost()
         who = f"rank{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))}"
         if not lost:
             who = "a rank"
+            what += f" ({' '.join(reason.split())})" if reason else ""
         return DiluError(
             f"{who} of {self.size} stopped answering during {what}",
             hint="see what that process printed; start all of them again, with torchrun "
@@ -295,10 +328,10 @@ def _join(longest: timedelta) -> None:
     _connected(join)
 
 
-def _backend(group: Any) -> Any:
+def _backend(group: Any, device: str) -> Any:
     import torch
 
-    return group._get_backend(torch.device("cpu"))
+    return group._get_backend(torch.device(device))
 
 
 def _connected(call: Callable[[], _T]) -> _T:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import DiluError
@@ -97,7 +97,8 @@ class Session:
         try:
             require_bound(artifact)
             self.host = _host(self.ranks, wire)
-            self._engine = _engine(artifact, choice, self.threads, self.host)
+            groups, how = _meeting(self.host, choice)
+            self._engine = _engine(artifact, choice, self.threads, self.host, groups)
         except BaseException:
             if choice.device is not None:
                 choice.device.close()
@@ -113,7 +114,7 @@ class Session:
             self.close()
             raise
         self.target_reason = "; ".join(
-            [choice.reason, *self._engine.notes, *([bound] if bound else [])]
+            text for text in (choice.reason, *self._engine.notes, bound, how) if text
         )
 
     def _load(self, progress: Progress) -> None:
@@ -292,11 +293,30 @@ def _host(ranks: Ranks | None, wire: str) -> Host | None:
     return Host(ranks, wire)
 
 
-def _engine(artifact: Artifact, choice: Choice, threads: int, host: Host | None) -> Engine:
+def _meeting(host: Host | None, choice: Choice) -> tuple[Mapping[str, Any], str]:
+    """Return what the devices of ranks meet by, and in words how they meet."""
+    if host is None:
+        return {}, ""
+    if choice.device is None:
+        return host.ranks.on_devices(None)[0], ""
+    from .gpu.meet_on_device import meeting_place
+
+    return host.ranks.on_devices(meeting_place(choice.device))
+
+
+def _engine(
+    artifact: Artifact,
+    choice: Choice,
+    threads: int,
+    host: Host | None,
+    groups: Mapping[str, Any],
+) -> Engine:
     if choice.device is None:
         from .cpu.engine import CpuEngine
 
         return CpuEngine(artifact, choice.target, threads, host)
     from .gpu.engine import GpuEngine
+    from .gpu.meet import meetings
 
-    return GpuEngine(artifact, choice.target, choice.device, text=choice.text, host=host)
+    met = meetings(choice.device, host, groups) if host is not None else None
+    return GpuEngine(artifact, choice.target, choice.device, text=choice.text, meetings=met)

@@ -14,8 +14,8 @@ from ..errors import DiluError
 
 #: What is sent to experts, and what comes back.
 FORMATS = {"exact": ("exact", "exact"), "bf16": ("bf16", "bf16"), "f8e4m3": ("f8e4m3", "bf16")}
-_LARGEST = 448.0
-_SCALE = 4  # bytes
+#: The largest number of e4m3, and the bytes of a scale.
+LARGEST, SCALE = 448.0, 4
 
 
 def check_format(name: str) -> None:
@@ -33,7 +33,7 @@ def row_bytes(form: str, width: int, itemsize: int) -> int:
     """Return the bytes of a row of `width` numbers of `itemsize` bytes."""
     if is_plain(form, itemsize):
         return width * itemsize
-    return 2 * width if form == "bf16" else width + _SCALE
+    return 2 * width if form == "bf16" else width + SCALE
 
 
 def encode(form: str, rows: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def decode(form: str, data: np.ndarray, out: np.ndarray) -> None:
     elif form == "bf16":
         np.left_shift(data.view(np.uint16), 16, out=out, dtype=np.uint32, casting="unsafe")
     else:
-        codes, scales = data[:, :-_SCALE], np.ascontiguousarray(data[:, -_SCALE:])
+        codes, scales = data[:, :-SCALE], np.ascontiguousarray(data[:, -SCALE:])
         np.multiply(_decoded()[codes], scales.view(np.float32), out=out.view(np.float32))
 
 
@@ -68,9 +68,9 @@ def _to_fp8(x: np.ndarray) -> np.ndarray:
     """Return codes of e4m3 and, at the end of each row, the f32 scale that brings it to 448."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         largest = np.abs(x).max(1, keepdims=True, initial=0)
-        scales = np.where(largest == 0, 1, largest / np.float32(_LARGEST)).astype(np.float32)
+        scales = np.where(largest == 0, 1, largest / np.float32(LARGEST)).astype(np.float32)
         scales[scales == 0] = np.finfo(np.float32).smallest_subnormal
-        y = np.minimum(np.abs(x / scales), np.float32(_LARGEST))
+        y = np.minimum(np.abs(x / scales), np.float32(LARGEST))
         bits = y.view(np.uint32)
         normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)
         tiny = np.rint(np.nan_to_num(y) * 512).astype(np.uint32)  # multiples of 2^-9

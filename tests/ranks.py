@@ -111,6 +111,7 @@ def found(session: Any, tokens: int = TOKENS) -> dict[str, Any]:
         "load": exchange and [load.tolist() for load in exchange.load],
         "weights": session.weight_bytes,
         "resident": _resident_weights(),
+        "reason": session.target_reason,
     }
 
 

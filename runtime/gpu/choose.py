@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ... import knobs
 from ...errors import DiluError
 from ..artifact import Artifact
 from ..targets import Choice, how_to_add
@@ -51,11 +52,15 @@ def fit(target: dict[str, Any], info: DeviceInfo) -> Fit | None:
 def choose_device(
     artifact: Artifact, names: list[str], device: str | Device | None, *, named: bool
 ) -> Choice | dict[str, str]:
-    """Return the first device that one of the GPU targets `names` fits, with the best one for it.
+    """Return the first device that one of the GPU targets `names` fits, with the best one for it;
+    of several processes on this machine, the n-th takes the n-th such device, and so on in turn.
 
     Where a device or targets were asked for (`named`) and nothing fits, raises DiluError; else
     returns what stands in the way of each target.
     """
+    if device in {artifact.targets[name]["backend"] for name in names} and knobs.LOCAL_RANK.get():
+        names = [name for name in names if artifact.targets[name]["backend"] == device]
+        device, named = None, True
     if device is not None:
         opened = open_device(device) if isinstance(device, str) else device
         choice = _best(artifact, names, opened)
@@ -67,7 +72,8 @@ def choose_device(
     for backend in dict.fromkeys(artifact.targets[name]["backend"] for name in names):
         devices, problem = find_devices(backend)
         choices = [_best(artifact, names, opened) for opened in devices]
-        taken = next((choice for choice in choices if choice is not None), None)
+        fitting = [choice for choice in choices if choice is not None]
+        taken = fitting[knobs.LOCAL_RANK.get() % len(fitting)] if fitting else None
         for opened in devices:
             if taken is None or opened is not taken.device:
                 opened.close()

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -31,14 +31,11 @@ from .bind import Addresses
 from .device import Device, DeviceError, DeviceLost, align
 from .dlpack import contiguous_strides
 from .executor import Executor
-from .meet import ThroughHost
+from .meet import Meetings
 from .pinned import Pinned
 from .program import read_program
 from .tuning import read_tuning
 from .upload import layout, upload
-
-if TYPE_CHECKING:
-    from ..host import Host
 
 
 class GpuEngine:
@@ -53,7 +50,7 @@ class GpuEngine:
         device: Device,
         *,
         text: bool,
-        host: Host | None = None,
+        meetings: Meetings | None = None,
     ) -> None:
         self.device = device
         self.text = device.info.text
@@ -68,11 +65,9 @@ class GpuEngine:
         self._outgoing, self._incoming = Pinned(device), Pinned(device)
         self._constant_addresses: dict[int, tuple[int, ...]] = {}
         self._lost: str | None = None
-        self._meetings = None if host is None else ThroughHost(device, host)
+        self._meetings = meetings
         program = read_program(artifact, target)
-        self.executor = Executor(
-            device, artifact, target, program, text=text, meetings=self._meetings
-        )
+        self.executor = Executor(device, artifact, target, program, text=text, meetings=meetings)
         with self.guarded():
             self.executor.probe()
 
@@ -174,6 +169,8 @@ class GpuEngine:
                 self._meetings.begin()
             padded, addresses, results = self.prepared(function, sizes, parameters, states)
             self.executor.run(function, padded, addresses, sizes)
+            if self._meetings is not None:
+                self._meetings.settle()
             return self._results(function, results, shapes, on_device=on_device)
 
     def prepared(

@@ -6,8 +6,8 @@ Invariant: all ranks of a group do the same in the same order, whatever their de
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,23 +15,30 @@ from ..buckets import padded_tokens
 from .bind import BoundCollective, BoundRouted
 from .device import Device
 from .pinned import Pinned
+from .program import RoutedStep
 
 if TYPE_CHECKING:
+    from ..exchange import Routed
     from ..host import Host
 
 _BYTE, _INDEX = np.dtype(np.uint8), np.dtype(np.int64)
 
 
-class Meetings(Protocol):
-    """What ranks do together between two kernels."""
+class Meetings:
+    """What ranks do together between two kernels; who has which expert is for the host to know."""
+
+    def __init__(self, device: Device, host: Host) -> None:
+        self._device, self._host = device, host
+        self._pinned: dict[str, Pinned] = {}
+        self._placements: dict[int, np.ndarray] = {}
 
     def begin(self) -> None:
         """Get ready for a run of a function."""
-        ...
+        self._host.begin()
 
     def collect(self, bound: BoundCollective, rows: int, width: int) -> None:
         """Do what ranks do together with `[rows, width]` numbers."""
-        ...
+        raise NotImplementedError
 
     def route(self, bound: BoundRouted, tokens: int, work: Callable[[int], None]) -> None:
         """Send this rank's rows, of so many tokens, to experts and put back what they become.
@@ -39,21 +46,69 @@ class Meetings(Protocol):
         `work(n)` launches what is done for the first n rows that came. n may be more than have
         come, so that there are few different ones: then rows that hold anything follow.
         """
-        ...
+        raise NotImplementedError
 
-    def close(self) -> None: ...
+    def settle(self) -> None:
+        """Wait until all that the device was asked for is done; raise DiluError, naming them, where
+        ranks that it waits for are gone."""
+        self._device.synchronize()
+
+    def close(self) -> None:
+        for pinned in self._pinned.values():
+            pinned.free()
+
+    def _room(self, name: str, nbytes: int) -> np.ndarray:
+        """Return u8[nbytes] on the host, the same memory for the same name."""
+        if name not in self._pinned:
+            self._pinned[name] = Pinned(self._device)
+        return self._pinned[name].take(nbytes)[:nbytes]
+
+    def _fetched(self, name: str, address: int, nbytes: int) -> np.ndarray:
+        """Return a copy of what lies on the device, which is there after `settle`."""
+        room = self._room(name, nbytes)
+        self._device.download(room, address)
+        return room
+
+    def _placement(self, bound: BoundRouted) -> np.ndarray:
+        """Return i64[ranks · slots], which lies among the weights, on the host."""
+        if bound.placement not in self._placements:
+            found = np.empty(bound.step.ranks * bound.step.slots, np.int64)
+            self._device.download(found, bound.placement)
+            self.settle()
+            self._placements[bound.placement] = found
+        return self._placements[bound.placement]
+
+    def rounds(
+        self, bound: BoundRouted, tokens: int, x: int, result: int
+    ) -> Iterator[tuple[Routed, int]]:
+        """Yield what the host lends for each round in which rows have come, and how many; slots are
+        on the device, those of rows that are none, too."""
+        from ..exchange import Routed, view
+
+        step = bound.step
+        indices = self._fetched("indices", bound.indices, 8 * tokens * step.choices)
+        placement = self._placement(bound)
+        self.settle()
+        routed = Routed(
+            tokens, step.choices, step.width, step.itemsize, step.ranks, step.slots, step.capacity,
+            x, indices.ctypes.data, placement.ctypes.data, result,
+        )  # fmt: skip
+        while (rows := self._host.next(None, ctypes.addressof(routed))) >= 0:
+            if rows:
+                slots = view(routed.slots_of, (step.capacity,), _INDEX)
+                slots[rows:] = slots[rows - 1]  # an expert whose weights are read anyway
+                self._device.upload(bound.slots, slots[: padded_rows(rows, step)])
+                yield routed, rows
+        self._host.finish()
 
 
-class ThroughHost:
-    """Everything passes through pinned memory of the host, whatever the device."""
+def padded_rows(rows: int, step: RoutedStep) -> int:
+    """Return for how many rows work is done where so many came."""
+    return min(padded_tokens(rows), step.capacity)
 
-    def __init__(self, device: Device, host: Host) -> None:
-        self._device, self._host = device, host
-        self._out, self._back, self._indices = (Pinned(device) for _ in range(3))
-        self._placements: dict[int, np.ndarray] = {}
 
-    def begin(self) -> None:
-        self._host.begin()
+class ThroughHost(Meetings):
+    """Everything passes through the host's memory, whatever the devices."""
 
     def collect(self, bound: BoundCollective, rows: int, width: int) -> None:
         from ..host import Collective
@@ -62,57 +117,37 @@ class ThroughHost:
         step = bound.step
         nbytes = rows * width * step.itemsize
         count = len(self._host.ranks.groups[step.axis]) if step.gather else 1
-        x, result = self._out.take(nbytes), self._back.take(nbytes * count)
-        self._device.download(x[:nbytes], bound.x)
-        self._device.synchronize()
+        result = self._room("result", nbytes * count)
+        x = self._fetched("x", bound.x, nbytes)
+        self.settle()
         collective = Collective(
             int(step.gather), AXES.index(step.axis), step.itemsize, int(step.bfloat),
             rows, width, x.ctypes.data, result.ctypes.data,
         )  # fmt: skip
         self._host.collect(None, ctypes.addressof(collective))
         self._host.finish()
-        self._device.upload(bound.result, result[: nbytes * count])
+        self._device.upload(bound.result, result)
 
     def route(self, bound: BoundRouted, tokens: int, work: Callable[[int], None]) -> None:
-        from ..exchange import Routed, view
+        from ..exchange import view
 
         step, device = bound.step, self._device
         size = step.width * step.itemsize
-        x = self._out.take(tokens * size)[: tokens * size]
-        indices = self._indices.take(8 * tokens * step.choices)[: 8 * tokens * step.choices]
-        result = self._back.take(tokens * step.choices * size)[: tokens * step.choices * size]
-        device.download(x, bound.x)
-        device.download(indices, bound.indices)
-        placement = self._placement(bound)
-        device.synchronize()
-        routed = Routed(
-            tokens, step.choices, step.width, step.itemsize, step.ranks, step.slots, step.capacity,
-            x.ctypes.data, indices.ctypes.data, placement.ctypes.data, result.ctypes.data,
-        )  # fmt: skip
-        while (rows := self._host.next(None, ctypes.addressof(routed))) >= 0:
-            if not rows:
-                continue
+        x = self._fetched("x", bound.x, tokens * size)
+        result = self._room("result", tokens * step.choices * size)
+        for routed, rows in self.rounds(bound, tokens, x.ctypes.data, result.ctypes.data):
             came, made = (view(a, (rows * size,), _BYTE) for a in (routed.rows, routed.made))
-            slots = view(routed.slots_of, (step.capacity,), _INDEX)
-            padded = min(padded_tokens(rows), step.capacity)
-            slots[rows:padded] = slots[rows - 1]  # an expert whose weights are read anyway
             device.upload(bound.rows, came)
-            device.upload(bound.slots, slots)
-            work(padded)
+            work(padded_rows(rows, step))
             device.download(made, bound.made)
-            device.synchronize()
-        self._host.finish()
+            self.settle()
         device.upload(bound.result, result)
 
-    def _placement(self, bound: BoundRouted) -> np.ndarray:
-        """Return i64[ranks · slots], which lies among the weights, on the host."""
-        if bound.placement not in self._placements:
-            found = np.empty(bound.step.ranks * bound.step.slots, np.int64)
-            self._device.download(found, bound.placement)
-            self._device.synchronize()
-            self._placements[bound.placement] = found
-        return self._placements[bound.placement]
 
-    def close(self) -> None:
-        for pinned in (self._out, self._back, self._indices):
-            pinned.free()
+def meetings(device: Device, host: Host, groups: Mapping[str, Any]) -> Meetings:
+    """Return how ranks meet: on devices by `groups`, backends by axis, if there are any."""
+    if not groups:
+        return ThroughHost(device, host)
+    from .meet_on_device import OnDevice
+
+    return OnDevice(device, host, groups)

@@ -18,10 +18,9 @@ pytestmark = pytest.mark.slow
 
 #: The interpreter takes seconds for a token.
 TOKENS = 12 if PLACE else 2
-CASES = [("qwen3_moe", "ep=2,tp=2", 4)]
+CASES = [("qwen3_moe", "ep=2,tp=2", 4), ("qwen3_moe", "ep=2", 2)]
 if PLACE:
     CASES += [
-        ("qwen3_moe", "ep=2", 2),
         ("qwen3_moe", "ep=8", 8),
         ("glm4_moe", "ep=2", 2),
         ("deepseek_v3", "ep=4", 4),
@@ -30,8 +29,9 @@ if PLACE:
     ]
 
 
+@pytest.mark.parametrize("where", ["host", "device"])
 @pytest.mark.parametrize(("family", "mesh", "world"), CASES)
-def test_equals_one_process_on_the_cpu(family, mesh, world, monkeypatch, tmp_path):
+def test_equals_one_process_on_the_cpu(family, mesh, world, where, monkeypatch, tmp_path):
     monkeypatch.setattr(targets, "TARGETS", (*targets.TARGETS, INTERPRETED))
     checkpoints.make_checkpoint(tmp_path / "model", family, tokenizer=True)
     dilu.compile(tmp_path / "model").save(tmp_path / "one.dilu")
@@ -39,10 +39,21 @@ def test_equals_one_process_on_the_cpu(family, mesh, world, monkeypatch, tmp_pat
         alone = ranks.found(session, TOKENS)
     target = TARGET or INTERPRETED.name
     artifact = dilu.compile(tmp_path / "model", mesh=mesh, target=target).save(tmp_path / "m.dilu")
-    device = {"DILU_TEST_DEVICE": PLACE or INTERPRETED.name, "DILU_TEST_TOKENS": str(TOKENS)}
-    for own in ranks.run(artifact, tmp_path / "out", world, **device):
+    options = {
+        "DILU_TEST_DEVICE": PLACE or INTERPRETED.name,
+        "DILU_TEST_TOKENS": str(TOKENS),
+        "DILU_COLLECTIVES": where,
+        # NCCL refuses two processes on one device, but not on two machines.
+        "NCCL_HOSTID": "machine{rank}",
+        "NCCL_SOCKET_IFNAME": "lo",
+    }
+    each = ranks.run(artifact, tmp_path / "out", world, **options)
+    met = {"host": "on the host", "device": "on their devices"}[where]
+    assert all(met in own["reason"] for own in each)
+    for own in each:
         for got, want in zip(own["logits"], alone["logits"], strict=True):
             assert np.abs(np.array(got) - want).max() / np.abs(want).max() < bound(1e-5)
         assert own["tokens"] == alone["tokens"]
         if "ep" in mesh:
+            assert own["sent"] > 0
             assert own["expert_load"] == alone["expert_load"]
