@@ -31,6 +31,8 @@ def test_defaults():
         "DILU_GPU_SYNC": False,
         "DILU_TRITON_3_2": None,
         "DILU_TIMEOUT": 120,
+        "DILU_COLLECTIVES": "auto",
+        "NCCL_HOSTID": "",
         "WORLD_SIZE": 1,
         "LOCAL_RANK": 0,
         "LOCAL_WORLD_SIZE": 1,
@@ -55,6 +57,7 @@ def test_defaults():
         (knobs.GPU_LIBRARY, "/d/libcuda.so.1", Path("/d/libcuda.so.1")),
         (knobs.GPU_GRAPHS, "0", False),
         (knobs.GPU_SYNC, "1", True),
+        (knobs.COLLECTIVES, "host", "host"),
     ],
 )
 def test_value(knob, text, value, monkeypatch):
