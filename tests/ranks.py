@@ -5,10 +5,12 @@ As a script: one of those processes. It writes what it found to a JSON file per 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -115,6 +117,20 @@ def found(session: Any, tokens: int = TOKENS) -> dict[str, Any]:
     }
 
 
+def _step_seconds(session: Any) -> dict[str, float]:
+    """Return the median time of a step that makes a token of each of so many sequences."""
+    medians: dict[str, float] = {}
+    for batch in (1, 8):
+        prompts = [[(7 * i + j) % 199 + 3 for j in range(32)] for i in range(batch)]
+        for _ in range(2):  # the first time, launches are not recorded yet
+            times = []
+            for number, _ in enumerate(session.language.loop.generate(prompts, max_tokens=48)):
+                if number % batch == batch - 1:
+                    times.append(time.perf_counter())
+        medians[str(batch)] = statistics.median(b - a for a, b in itertools.pairwise(times))
+    return medians
+
+
 def _resident_weights() -> int:
     """Return the bytes of checkpoints' files that are mapped and in memory."""
     found, counts = 0, False
@@ -143,6 +159,9 @@ def _main(artifact: str, out: str, mode: str) -> None:
 
             device = InterpretedDevice()
         with dilu.load(artifact, threads=1, wire=wire, device=device) as session:
+            if mode == "time":
+                Path(out).write_text(json.dumps(_step_seconds(session)))
+                return
             if mode == "run":
                 tokens = int(os.environ.get("DILU_TEST_TOKENS", TOKENS))
                 Path(out).write_text(json.dumps(found(session, tokens)))

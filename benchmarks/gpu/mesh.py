@@ -1,0 +1,170 @@
+"""Check and time models on several processes that share this machine's GPU.
+
+    python benchmarks/gpu/mesh.py prepare [--target cuda:90]   # anywhere: compiles for the GPU
+    python benchmarks/gpu/mesh.py run [--device cuda:0]        # there
+
+Small models of three families, sharded in every way, meeting in the host's memory and by NCCL on
+the device: logits and tokens are compared with one process on the CPU. Then steps of decode are
+timed, beside one process on the GPU: processes that share it take turns, so the times say what a
+meeting costs at most, and nothing of how a model scales. NCCL takes the processes to be on machines
+of their own, and goes by sockets. What is prepared lies in build/gpu-mesh, weights and all; what is
+there is not prepared again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "build" / "gpu-mesh"
+sys.path[:0] = [str(ROOT / "tests")]
+
+import numpy as np
+import ranks
+
+import dilu
+
+#: Family, dtype, mesh, processes.
+CASES = [
+    ("qwen3_moe", "f32", "ep=2,tp=2", 4),
+    ("qwen3_moe", "f32", "ep=8", 8),
+    ("qwen3_moe", "bf16", "tp=2", 2),
+    ("glm4_moe", "f32", "ep=2", 2),
+    ("deepseek_v3", "f32", "ep=4", 4),
+    ("deepseek_v3", "f32", "dp=2,tp=2", 4),
+    ("llama", "f32", "tp=2", 2),
+]
+WAYS = ("host", "device")
+#: Of |error| over |largest|: operands are sums of two 16-bit floats, or bf16.
+BOUNDS = {"f32": 1e-4, "bf16": 3e-2}
+AT_ONCE = 4
+
+
+def prepare(target: str) -> None:
+    """Compile all, with their weights, and run each on the CPU."""
+    import checkpoints
+
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for family, dtype, mesh, _ in CASES:
+        model, name = FOLDER / family, f"{family}-{dtype}"
+        if (FOLDER / f"{name}-{mesh}.dilu").exists():
+            continue
+        if not model.exists():
+            checkpoints.make_checkpoint(model, family, tokenizer=True)
+        if not (FOLDER / f"{name}.json").exists():
+            alone = dilu.compile(model, target=["cpu", target], dtype=dtype, bundle=True)
+            alone.save(FOLDER / f"{name}.dilu")
+            with dilu.load(FOLDER / f"{name}.dilu", device="cpu") as session:
+                (FOLDER / f"{name}.json").write_text(json.dumps(ranks.found(session)))
+        sharded = dilu.compile(model, mesh=mesh, target=target, dtype=dtype, bundle=True)
+        sharded.save(FOLDER / f"{name}-{mesh}.dilu")
+        print(f"{name} {mesh}", flush=True)
+
+
+def artifact_of(case: tuple[str, str, str, int]) -> Path:
+    family, dtype, mesh, _ = case
+    return FOLDER / f"{family}-{dtype}-{mesh}.dilu"
+
+
+def environment(device: str, way: str) -> dict[str, str]:
+    """Return what makes NCCL take processes on one GPU."""
+    return {
+        "DILU_TEST_DEVICE": device,
+        "DILU_COLLECTIVES": way,
+        "NCCL_HOSTID": "machine{rank}",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "NCCL_IB_DISABLE": "1",
+        "DILU_TIMEOUT": "60",
+    }
+
+
+def check(case: tuple[str, str, str, int], way: str, device: str) -> str:
+    """Return what is wrong, or how far logits are from the CPU's."""
+    family, dtype, mesh, world = case
+    name = f"{family}-{dtype}"
+    alone: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
+    out = FOLDER / f"out-{name}-{mesh}-{way}"
+    each = ranks.run(FOLDER / f"{name}-{mesh}.dilu", out, world, **environment(device, way))
+    worst = 0.0
+    for own in each:
+        for got, want in zip(own["logits"], alone["logits"], strict=True):
+            worst = max(worst, float(np.abs(np.array(got) - want).max() / np.abs(want).max()))
+        if dtype == "f32":
+            assert own["tokens"] == alone["tokens"], "other tokens than the CPU's"
+            if "ep" in mesh:
+                assert own["expert_load"] == alone["expert_load"], "another load of experts"
+    assert worst < BOUNDS[dtype], f"logits are off by {worst:.1e}"
+    assert all(own["logits"] == each[0]["logits"] for own in each), "ranks differ"
+    return f"error {worst:.0e}; {each[0]['reason']}"
+
+
+def timed(artifact: Path, out: Path, world: int, **options: str) -> dict[str, float]:
+    """Return the seconds of a decode step, by the number of sequences."""
+    for code, errors in ranks.outputs(ranks.start(artifact, out, world, mode="time", **options)):
+        assert code == 0, errors
+    return json.loads((out / "0.json").read_text())
+
+
+def run(device: str) -> None:
+    failed = 0
+    cases = [case for case in CASES if artifact_of(case).exists()]
+    print(f"{len(cases)} of {len(CASES)} cases are prepared")
+
+    def attempt(job: tuple[tuple[str, str, str, int], str]) -> str:
+        begun = time.perf_counter()
+        try:
+            found = check(*job, device)
+        except Exception as error:
+            found = f"FAILED: {str(error)[-1500:]}"
+        spent = time.perf_counter() - begun
+        return f"{' '.join(map(str, job[0]))} {job[1]}: {found} ({spent:.0f} s)"
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for text in pool.map(attempt, [(case, way) for way in WAYS for case in cases]):
+            failed += "FAILED" in text
+            print(text, flush=True)
+    for family, dtype, mesh, world in cases:
+        name = f"{family}-{dtype}"
+        if world > 2:
+            continue
+        one = timed(FOLDER / f"{name}.dilu", FOLDER / "out-one", 1, DILU_TEST_DEVICE=device)
+        for way in WAYS:
+            options = environment(device, way)
+            try:
+                many = timed(
+                    FOLDER / f"{name}-{mesh}.dilu", FOLDER / f"out-{way}", world, **options
+                )
+            except AssertionError as error:
+                failed += 1
+                print(f"{name} {mesh} {way} FAILED: {str(error)[-1500:]}")
+                continue
+            for batch, seconds in many.items():
+                print(
+                    f"{name} {mesh} {way}, {batch} sequences: {seconds * 1e3:.2f} ms a step, "
+                    f"one process {one[batch] * 1e3:.2f} ms",
+                    flush=True,
+                )
+    if failed:
+        raise SystemExit(f"{failed} failed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["prepare", "run"])
+    parser.add_argument("--target", default="cuda:90")
+    parser.add_argument("--device", default="cuda:0")
+    options = parser.parse_args()
+    if options.what == "prepare":
+        prepare(options.target)
+    else:
+        run(options.device)
+
+
+if __name__ == "__main__":
+    main()
