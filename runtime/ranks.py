@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -277,6 +279,11 @@ class Ranks:
             f"--max-restarts by itself (ranks wait {knobs.TIMEOUT.get()} s, {knobs.TIMEOUT.name})",
         )
 
+    def give_up(self) -> None:
+        """Let the process end at its exit, whatever still waits for others."""
+        global _given_up
+        _given_up = True
+
     def _lost(self) -> list[int]:
         """Return the ranks that do not report a failure as this one does.
 
@@ -346,9 +353,17 @@ def _connected(call: Callable[[], _T]) -> _T:
         ) from error
 
 
+_given_up = False
+
+
 def _leave() -> None:
     """End Gloo's threads before the interpreter does: it aborts where one still sends."""
     import torch.distributed as dist
+
+    if _given_up:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -75,6 +75,7 @@ class InterpretedDevice:
     """A `Device` of the runtime over the interpreter."""
 
     can_capture = False
+    stuck = False
     stream = 0
 
     def __init__(self, arch: str = "0") -> None:

@@ -25,6 +25,10 @@ PROMPTS = [
     [11, 4],
     [200, 100, 50, 25, 12, 6, 3, 90, 45, 22, 13],
 ]
+#: Enough for several rounds of rows to experts, and for sums in two steps.
+LONG = [
+    [(31 * i * n + i * i * j) % 199 + 3 for i in range(490)] for n, j in ((1, 3), (2, 5), (3, 7))
+]
 TOKENS = 12
 
 
@@ -104,7 +108,11 @@ def found(session: Any, tokens: int = TOKENS) -> dict[str, Any]:
     exchange = session.host and session.host.exchange
     counted = session.engine.expert_counts is not None or (exchange and exchange.load)
     loads = session.expert_load() if counted else {}
+    more = {}
+    if os.environ.get("DILU_TEST_LONG"):
+        more = {"long": session.language.logits(LONG)[2][-50:].tolist(), "rounds": _rounds(session)}
     return {
+        **more,
         "expert_load": {name: load.tolist() for name, load in loads.items()},
         "logits": logits,
         "tokens": made,
@@ -115,6 +123,11 @@ def found(session: Any, tokens: int = TOKENS) -> dict[str, Any]:
         "resident": _resident_weights(),
         "reason": session.target_reason,
     }
+
+
+def _rounds(session: Any) -> int:
+    """Return the rounds of rows to experts so far."""
+    return session.host.exchange.rounds if session.host else 0
 
 
 def _step_seconds(session: Any) -> dict[str, float]:

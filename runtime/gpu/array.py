@@ -35,7 +35,7 @@ class Memory:
     def free(self) -> None:
         """Give it back now; nothing may use it afterwards."""
         address, self.address = self.address, 0
-        if address:
+        if address and not self._device.stuck:
             with self._device.active():
                 self._device.free(address)
 

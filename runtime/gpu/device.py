@@ -112,6 +112,8 @@ class Device(Protocol):
     """
 
     info: DeviceInfo
+    #: It waits for other processes, and for ever: nothing may be asked of it, nor freed.
+    stuck: bool
 
     def active(self) -> AbstractContextManager[object]:
         """Return a block in which this device is the thread's current one."""

@@ -221,6 +221,8 @@ class GpuEngine:
 
     def close(self) -> None:
         """Free everything; what a lost device does not give back is gone with it."""
+        if self.device.stuck:
+            return  # the end of the process frees it
         weights, self._weights = self._weights, None
         work, self._work = self._work, None
         frees = [m.free for m in (weights, work) if m is not None]

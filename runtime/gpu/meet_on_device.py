@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import knobs
-from ...errors import DiluError
 from ..exchange import Block, Exchange, Routed, Sent
 from ..host import ONE_STEP
 from .array import DeviceArray
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _MOST_KEPT = 1 << 14  # tensors
 _PATIENCE = 2e-3  # seconds of waiting without sleep
+_GRACE = 5.0  # seconds for groups to end
 _FLOATS = {2: "f16", 4: "f32", 8: "f64"}
 
 
@@ -73,7 +74,7 @@ class OnDevice(Meetings):
         if not rows * width:
             return
         x = self.tensor(bound.x, (rows, width), element)
-        with self._on_stream():
+        with self._meeting():
             if step.gather:
                 result = self.tensor(bound.result, (rows, count, width), element)
                 result.copy_(self._gathered(step.axis, x).transpose(0, 1))
@@ -116,7 +117,7 @@ class OnDevice(Meetings):
 
     def route(self, bound: BoundRouted, tokens: int, work: Callable[[int], None]) -> None:
         self.bound = bound
-        with self._on_stream():
+        with self._meeting():
             for _, rows in self.rounds(bound, tokens, bound.x, bound.result):
                 work(padded_rows(rows, bound.step))
 
@@ -146,29 +147,48 @@ class OnDevice(Meetings):
         with torch.cuda.stream(self._stream):
             yield
 
-    def settle(self) -> None:
-        import torch
-
-        if self._device.info.dlpack != HOST:
-            begun = time.monotonic()
+    @contextlib.contextmanager
+    def _meeting(self) -> Generator[None]:
+        """The same; where it fails, nothing is left on the device that waits for others: no memory
+        could be freed before."""
+        try:
             with self._on_stream():
-                event = torch.cuda.Event()
-                event.record()
-            while not event.query():
-                spent = time.monotonic() - begun
-                if spent > knobs.TIMEOUT.get():
-                    raise self._abandoned()
-                if spent > _PATIENCE:
-                    time.sleep(1e-4)
+                yield
+        except BaseException:
+            self._abort()
+            raise
+
+    def _abort(self) -> None:
+        """End what waits on the device: all groups at once, since each waits for the device."""
+        aborts = [group.abort for group in self.groups.values() if hasattr(group, "abort")]
+        threads = [threading.Thread(target=abort, daemon=True) for abort in aborts]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + _GRACE
+        for thread in threads:
+            thread.join(max(end - time.monotonic(), 0))
+        if any(thread.is_alive() for thread in threads):
+            self._device.stuck = True
+            self._host.ranks.give_up()
+
+    def settle(self) -> None:
+        if self._device.info.dlpack != HOST:
+            with self._meeting():
+                self._await()
         self._device.synchronize()
 
-    def _abandoned(self) -> DiluError:
-        """Return the error of ranks that are gone, with nothing left on the device that waits."""
-        error = self._host.ranks.failure("a meeting of devices")
-        for group in self.groups.values():
-            if hasattr(group, "abort"):
-                group.abort()
-        return error
+    def _await(self) -> None:
+        import torch
+
+        event = torch.cuda.Event()
+        event.record()
+        begun = time.monotonic()
+        while not event.query():
+            spent = time.monotonic() - begun
+            if spent > knobs.TIMEOUT.get():
+                raise self._host.ranks.failure("a meeting of devices")
+            if spent > _PATIENCE:
+                time.sleep(1e-4)
 
 
 class _SentOnDevice(Sent):

@@ -80,6 +80,7 @@ class NativeDevice:
 
     backend: str
     dlpack: int
+    stuck = False
 
     def __init__(self, index: int) -> None:
         self._library = driver_library(self.backend, knobs.GPU_LIBRARY.get())
