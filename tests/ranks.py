@@ -166,7 +166,8 @@ def _main(artifact: str, out: str, mode: str) -> None:
     try:
         wires = os.environ.get("DILU_TEST_WIRE", "exact").split(",")
         wire = wires[int(os.environ["RANK"]) % len(wires)]
-        device: Any = os.environ.get("DILU_TEST_DEVICE")
+        devices = os.environ.get("DILU_TEST_DEVICE", "").split(",")
+        device: Any = devices[int(os.environ["RANK"]) % len(devices)] or None
         if device == "interpreter:0":
             from interpreted import InterpretedDevice
 

@@ -73,3 +73,25 @@ def test_no_rows():
 def test_a_format_that_there_is_not():
     with pytest.raises(DiluError, match="unknown format 'int4'"):
         wire.check_format("int4")
+
+
+@pytest.mark.parametrize("form", ["exact", "bf16", "f8e4m3"])
+def test_devices_write_the_same_bytes(rows, form):
+    from dilu.runtime.gpu import wire as device
+
+    rows[2], rows[3, :5] = 0, 1e-42
+    want = wire.encode(form, rows.view(np.uint32))
+    got = device.encode(form, torch.from_numpy(rows))
+    assert (got.numpy() == want).all()
+    back = device.decode(form, got, torch.float32)
+    assert (back.numpy() == there_and_back(form, rows)).all()
+
+
+def test_a_row_of_a_device_that_is_not_finite(rows):
+    from dilu.runtime.gpu import wire as device
+
+    rows[1, 2], rows[4, 3] = np.nan, -np.inf
+    got = device.decode("f8e4m3", device.encode("f8e4m3", torch.from_numpy(rows)), torch.float32)
+    want = there_and_back("f8e4m3", rows)
+    assert (np.isnan(got.numpy()) == np.isnan(want)).all()
+    assert np.isnan(want[[1, 4]]).all()

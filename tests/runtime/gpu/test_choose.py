@@ -100,6 +100,15 @@ def test_a_device_by_its_number(cuda, tmp_path):
     assert choice.device is not None and choice.device.info.index == 1
 
 
+@pytest.mark.parametrize(("rank", "index"), [("0", 0), ("1", 1), ("2", 0)])
+@pytest.mark.parametrize("device", [None, "cuda"])
+def test_processes_take_turns_with_devices(cuda, monkeypatch, tmp_path, device, rank, index):
+    cuda.device(count=2)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    choice = choose_target(gpu_artifact(tmp_path), device=device)
+    assert choice.device is not None and choice.device.info.index == index
+
+
 @pytest.mark.parametrize(
     ("wanted", "device", "message"),
     [
