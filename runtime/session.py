@@ -130,7 +130,7 @@ class Session:
         the layers, on all ranks together; every rank has to call it."""
         import numpy as np
 
-        blocks, own = self._own_load()
+        blocks, own = self.together(self._own_load)
         everyones = [own]
         if self.ranks is not None:
             # Neighbours along tp, the innermost axis, count the same tokens.
