@@ -27,6 +27,7 @@ from .meet import Meetings
 from .program import Kernel, Program, Variant, kernel_code
 
 _KEPT_CALLS = 32
+_KEPT_BODIES = 4  # numbers of rows for which work on them is kept, of every block of experts
 
 _Key = tuple[int, tuple[tuple[str, int], ...], Addresses]
 
@@ -249,9 +250,12 @@ class _Route:
 
     def _work(self, rows: int) -> None:
         if rows not in self._bodies:
+            if len(self._bodies) >= _KEPT_BODIES:
+                self._bodies.pop(next(iter(self._bodies))).free()
             launches = [b for b in self._bound.body(rows) if isinstance(b, BoundLaunch)]
             self._bodies[rows] = self._executor.recorded(launches)
-        self._bodies[rows].run()
+        self._bodies[rows] = body = self._bodies.pop(rows)  # the last one used
+        body.run()
 
     def free(self) -> None:
         for body in self._bodies.values():
