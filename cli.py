@@ -275,6 +275,9 @@ def plan(
     expert_load: Annotated[
         Path | None, typer.Option(help="Place experts by this file of dilu run --record-load.")
     ] = None,
+    wire: Annotated[
+        str, typer.Option(help="How rows travel to experts: exact, bf16 or f8e4m3.")
+    ] = "exact",
     picture: Annotated[
         Path | None, typer.Option(help="Draw it to this file (.svg, .png or .pdf).")
     ] = None,
@@ -297,7 +300,8 @@ def plan(
         warnings.simplefilter("ignore")
     if picture is not None:
         check_picture(picture)
-    demand = Demand(batch, context, min(1024, max(context, 1)) if prompt is None else prompt)
+    given = min(1024, max(context, 1)) if prompt is None else prompt
+    demand = Demand(batch, context, given, wire)
     if measure is not None and cluster is not None:
         raise DiluError(
             "--measure is of this machine, and --cluster names another", hint="give one of them"

@@ -9,7 +9,7 @@ counted in the kernels and collectives that an artifact of that mesh would run.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,7 +141,7 @@ def _batches(
     """Return the estimates of a mesh at batches of 1, 4, 16, … as long as they fit."""
     found: list[Estimate] = []
     for exponent in range(0, 26, 2):
-        demand = Demand(1 << exponent, best.demand.context, best.demand.prompt)
+        demand = replace(best.demand, batch=1 << exponent)
         (estimate,) = estimates(models, cluster, demand, mesh=best.mesh, **options)
         if not estimate.fits:
             break

@@ -15,6 +15,7 @@ from math import ceil, erf, exp, lgamma, log, sqrt
 from ..codegen.kernel_ir import CallPlan, Plan, Program, RoutedPlan
 from ..errors import DiluError
 from ..ir.mesh import Mesh
+from ..runtime.wire import check_format
 from .cluster import Cluster
 from .work import Sizes, Work, count_work, number
 
@@ -44,14 +45,17 @@ class ShardedModel:
 class Demand:
     """What is asked: `batch` sequences at once, each of `context` tokens, `prompt` of them given.
 
+    Rows travel to experts in a format of `runtime.wire.FORMATS`.
     Raises DiluError for what nobody can ask.
     """
 
     batch: int = 32
     context: int = 4096
     prompt: int = 1024
+    wire: str = "exact"
 
     def __post_init__(self) -> None:
+        check_format(self.wire)
         for name in ("batch", "context", "prompt"):
             if getattr(self, name) < 1:
                 raise DiluError(f"{name} is {getattr(self, name)}", hint=f"{name} is 1 or more")
@@ -125,9 +129,9 @@ def simulate(
         )
     owners = mesh.dp * mesh.ep
     sequences = ceil(demand.batch / owners)
-    decode = Sizes(sequences, sequences, sequences, demand.context)
+    decode = Sizes(sequences, sequences, sequences, demand.context, wire=demand.wire)
     tokens = sequences * demand.prompt
-    prefill = Sizes(tokens, sequences, sequences, (demand.prompt + 1) / 2)
+    prefill = Sizes(tokens, sequences, sequences, (demand.prompt + 1) / 2, wire=demand.wire)
     each = {"decode": demand.batch, "prefill": demand.batch * demand.prompt}
     timings = {
         name: _timing(model, mesh, cluster, sizes, each[name] / mesh.dp, replicas, skew)

@@ -27,12 +27,14 @@ from ..codegen.kernel_ir import (
     Weight,
 )
 from ..ir.types import Dim, symbol
+from ..runtime.wire import FORMATS, row_bytes
 
 
 @dataclass(frozen=True)
 class Sizes:
     """How much a rank works on in one step; `context` tokens are attended to by each token, on
-    average; `slots` are the experts that each of `ranks` holds, 0 for as many as were compiled for.
+    average; `slots` are the experts that each of `ranks` holds, 0 for as many as were compiled for;
+    `wire` is how rows travel to experts.
     """
 
     tokens: float
@@ -42,6 +44,7 @@ class Sizes:
     assignments: float = 0
     slots: int = 0
     ranks: int = 0
+    wire: str = "exact"
 
     def symbols(self) -> dict[str, float]:
         pages = self.sequences * max(1.0, self.context / 64)
@@ -96,9 +99,11 @@ def _works(plan: Plan, sizes: Sizes, symbols: Mapping[str, float]) -> Iterator[W
             nbytes = number(step.rows, symbols) * number(step.width, symbols) * step.dtype.itemsize
             yield Work(step.kind, "network", nbytes=nbytes, axis=step.axis, collective=step.kind)
         elif isinstance(step, RoutedPlan):
-            row = step.width * step.dtype.itemsize
-            sent = max(sizes.tokens * step.choices, sizes.assignments) * row
-            way = Work("combine", "network", nbytes=sent, axis="ep", collective="all_to_all")
+            row, back = (
+                row_bytes(form, step.width, step.dtype.itemsize) for form in FORMATS[sizes.wire]
+            )
+            sent = max(sizes.tokens * step.choices, sizes.assignments)
+            way = Work("combine", "network", nbytes=sent * back, axis="ep", collective="all_to_all")
             ranks = sizes.ranks or step.ranks
             if ranks <= step.choices:  # every rank gets all rows (runtime/exchange.py)
                 rows = sizes.tokens * (row + 4 * step.choices)
@@ -106,7 +111,7 @@ def _works(plan: Plan, sizes: Sizes, symbols: Mapping[str, float]) -> Iterator[W
             else:
                 counts = ranks * (sizes.slots or step.slots) * 8
                 yield Work("routing", "network", nbytes=counts, axis="ep", collective="all_gather")
-                yield replace(way, name="dispatch")
+                yield replace(way, name="dispatch", nbytes=sent * row)
             inner = {**symbols, step.symbol: sizes.assignments}
             yield from _works(step.plan, replace(sizes, tokens=sizes.assignments), inner)
             yield way

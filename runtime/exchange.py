@@ -192,7 +192,6 @@ class Job:
     def __init__(self, exchange: Exchange, block: Block) -> None:
         self.exchange, self.ranks, self.block = exchange, exchange.ranks, block
         self.me = self.ranks.groups["ep"].index(self.ranks.rank)
-        self.plain = is_plain(exchange.out, block.dtype.itemsize)
         self.experts = np.clip(block.indices, 0, block.holders.experts - 1)
         self.counts = self.learn()
         self.rounds = -(-int(self.counts.sum(0).max()) // block.capacity)
@@ -253,7 +252,7 @@ class Job:
         """Put the outcomes of a round where they belong."""
         works, _, back, rows, places = self.coming.pop(number)
         self.ranks.wait(works, _WHAT)
-        if not self.plain:
+        if not self.is_plain(self.exchange.back):
             decode(self.exchange.back, back, rows)
         self.block.result[places] = rows
 
@@ -288,10 +287,14 @@ class Job:
 
     def landing(self, form: str, name: str, rows: np.ndarray) -> np.ndarray:
         """Return the memory for bytes that are to become `rows`: their own, if they are rows."""
-        if self.plain:
+        if self.is_plain(form):
             return rows
         shape = (self.block.capacity, self.row_bytes(form))
         return self.exchange.memory(name, shape, np.dtype(np.uint8))[: len(rows)]
+
+    def is_plain(self, form: str) -> bool:
+        """Whether rows are sent as they are."""
+        return is_plain(form, self.block.dtype.itemsize)
 
     def row_bytes(self, form: str) -> int:
         return row_bytes(form, self.block.width, self.block.dtype.itemsize)
@@ -331,7 +334,7 @@ class Sent(Job):
     def arrive(self, number: int, rows: np.ndarray) -> None:
         works, _, came = self.going.pop(number)
         self.ranks.wait(works, _WHAT)
-        if not self.plain:
+        if not self.is_plain(self.exchange.out):
             decode(self.exchange.out, came, rows)
 
 
@@ -386,7 +389,7 @@ class Gathered(Job):
         end = 0
         for n, part in zip(away, came, strict=True):
             first, end = end, end + n
-            if n and self.plain:
+            if n and self.is_plain(form):
                 rows = part[: n * size].view(result.dtype).reshape(n, -1)
                 result[self.order[first:end]] = rows
             elif n:

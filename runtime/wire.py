@@ -1,7 +1,8 @@
 """How rows are written for the wire: as they are, in bf16, or in FP8 with a scale for each row.
 
-Rows are f32 here, as raw bits `u32[n, width]`; on the wire they are bytes, `u8[n, size]`. Numbers
-round to the nearest, ties to even; a row with a NaN or an infinity comes back as NaN from FP8.
+Rows are f32 or bf16 here, as raw bits `u32[n, width]` or `u16`; on the wire they are bytes,
+`u8[n, size]`. Numbers round to the nearest, ties to even; a row with a NaN or an infinity comes
+back as NaN from FP8.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def check_format(name: str) -> None:
 
 def is_plain(form: str, itemsize: int) -> bool:
     """Return whether rows of numbers of `itemsize` bytes are sent as they are."""
-    return form == "exact" or itemsize <= 2
+    return form == "exact" or (form == "bf16" and itemsize == 2)
 
 
 def row_bytes(form: str, width: int, itemsize: int) -> int:
@@ -37,10 +38,13 @@ def row_bytes(form: str, width: int, itemsize: int) -> int:
 
 
 def encode(form: str, rows: np.ndarray) -> np.ndarray:
-    """Return rows, raw bits of any float type, as bytes; those of 16 bits and less as they are."""
+    """Return rows as bytes."""
     if is_plain(form, rows.itemsize):
         return _bytes(rows)
-    return _bytes(_to_bf16(rows)) if form == "bf16" else _to_fp8(rows.view(np.float32))
+    if form == "bf16":
+        return _bytes(_to_bf16(rows))
+    wide = rows.astype(np.uint32) << 16 if rows.itemsize == 2 else rows
+    return _to_fp8(wide.view(np.float32))
 
 
 def decode(form: str, data: np.ndarray, out: np.ndarray) -> None:
@@ -51,7 +55,8 @@ def decode(form: str, data: np.ndarray, out: np.ndarray) -> None:
         np.left_shift(data.view(np.uint16), 16, out=out, dtype=np.uint32, casting="unsafe")
     else:
         codes, scales = data[:, :-SCALE], np.ascontiguousarray(data[:, -SCALE:])
-        np.multiply(_decoded()[codes], scales.view(np.float32), out=out.view(np.float32))
+        rows = _decoded()[codes] * scales.view(np.float32)
+        out[...] = _to_bf16(rows.view(np.uint32)) if out.itemsize == 2 else rows.view(np.uint32)
 
 
 def _bytes(rows: np.ndarray) -> np.ndarray:

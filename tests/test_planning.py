@@ -112,6 +112,7 @@ def test_measured_loads_make_it_slower(run, folder, tmp_path):
         (("--cluster", "{large}", "--replicas", "-1"), "replicas is -1"),
         (("--cluster", "{large}", "--dtype", "bf16"), "has no rate for bf16"),
         (("--cluster", "{large}", "--dtype", "int8"), "unknown dtype 'int8'"),
+        (("--cluster", "{large}", "--wire", "f4"), "unknown format 'f4' for the wire"),
         (("--cluster", "{large}", "--picture", "p.bmp"), "no picture of kind '.bmp'"),
         (("--cluster", "{large}", "--measure", "c.yaml"), "--measure is of this machine"),
         (("--cluster", "{large}", "--expert-load", "l.json"), "cannot read the load"),

@@ -199,7 +199,7 @@ class _SentOnDevice(Sent):
         assert bound is not None
         self.meetings, self.bound = meetings, bound
         step = bound.step
-        self.element = {2: "i16", 4: "f32", 8: "f64"}[step.itemsize]
+        self.element = {2: "bf16", 4: "f32"}[step.itemsize]
         shape = (step.capacity, step.width)
         self.made = meetings.tensor(bound.made, shape, self.element)
         self.landed = meetings.tensor(bound.rows, shape, self.element)
@@ -238,7 +238,7 @@ class _SentOnDevice(Sent):
     def _swapped(self, form: str, rows: Any, sizes: np.ndarray) -> tuple[Any, Any, Any]:
         """Start sending rows; return what to wait for, what comes, and what goes."""
         sent = encode(form, rows)
-        if self.plain:
+        if self.is_plain(form):
             sent = sent.clone()  # their place is used again before they have left
         here, away = sizes[:, self.me].tolist(), sizes[self.me].tolist()
         self.exchange.sent_bytes += (sum(away) - away[self.me]) * sent.shape[1]

@@ -11,13 +11,14 @@ if TYPE_CHECKING:
 
 
 def encode(form: str, rows: torch.Tensor) -> torch.Tensor:
-    """Return rows, f32 or of 16 bits, as bytes u8[n, size]."""
+    """Return rows, f32 or bf16, as bytes u8[n, size]."""
     import torch
 
     if is_plain(form, rows.element_size()):
         return rows.view(torch.uint8)
     if form == "bf16":
         return rows.bfloat16().view(torch.uint8)
+    rows = rows.float()
     largest = rows.abs().amax(1, keepdim=True)
     scales = torch.where(largest == 0, 1.0, largest / LARGEST)
     scales = torch.where(scales == 0, _SMALLEST, scales)
@@ -35,7 +36,7 @@ def decode(form: str, data: torch.Tensor, like: torch.dtype) -> torch.Tensor:
     if form == "bf16":
         return data.view(torch.bfloat16).to(like)
     codes: Any = data[:, :-SCALE].contiguous().view(torch.float8_e4m3fn)
-    return codes.to(like) * data[:, -SCALE:].contiguous().view(torch.float32)
+    return (codes.float() * data[:, -SCALE:].contiguous().view(torch.float32)).to(like)
 
 
 _SMALLEST = 2.0**-149

@@ -13,6 +13,7 @@ import dilu
 from dilu.codegen import targets
 
 pytestmark = pytest.mark.slow
+WIDTH = 144
 TOKENS = 2  # the interpreter takes seconds for each
 MET = {"host": "ranks meet on the host", "device": "ranks meet on their devices"}
 
@@ -48,3 +49,31 @@ def test_equals_one_process_on_the_cpu(mesh, world, where, devices, monkeypatch,
         if "ep" in mesh:
             assert own["sent"] > 0
             assert own["expert_load"] == alone["expert_load"]
+
+
+def test_rows_in_fp8(monkeypatch, tmp_path):
+    """A byte for each number and a scale for each row there, and bf16 back; by both ways of
+    meeting the same bits."""
+    monkeypatch.setattr(targets, "TARGETS", (*targets.TARGETS, INTERPRETED))
+    checkpoints.make_checkpoint(tmp_path / "model", "qwen3_moe", tokenizer=True)
+    artifact = dilu.compile(
+        tmp_path / "model", mesh="ep=2", target=INTERPRETED.name, dtype="bf16"
+    ).save(tmp_path / "m.dilu")
+    found = {}
+    for wire, where in (("exact", "device"), ("f8e4m3", "device"), ("f8e4m3", "host")):
+        options = {
+            "DILU_TEST_DEVICE": INTERPRETED.name,
+            "DILU_TEST_TOKENS": "1",
+            "DILU_COLLECTIVES": where,
+            "DILU_TEST_WIRE": wire,
+        }
+        found[wire, where] = ranks.run(artifact, tmp_path / f"{wire}-{where}", 2, **options)
+    exact, fp8, hosted = ([own["logits"] for own in each] for each in found.values())
+    assert fp8[0] == fp8[1] == hosted[0]
+    for got, want in zip(fp8[0], exact[0], strict=True):
+        error = np.linalg.norm(np.array(got) - want) / np.linalg.norm(want)
+        assert 0 < error < 0.2  # some tokens choose another expert
+    sent, fewer, _ = (sum(own["sent"] for own in each) for each in found.values())
+    row, narrow = 2 * 4 * WIDTH, WIDTH + 4 + 2 * WIDTH  # experts take f32
+    assert sent % row == 0 and fewer % narrow == 0  # as many rows there as back
+    assert fewer / narrow == pytest.approx(sent / row, rel=0.1)

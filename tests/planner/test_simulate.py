@@ -18,6 +18,7 @@ from dilu.planner.search import candidates
 from dilu.planner.simulate import Demand, ShardedModel, expected_most, simulate
 from dilu.planner.work import Sizes, count_work
 from dilu.planning import plan, prepare
+from dilu.runtime.wire import FORMATS
 
 DEVICE = Device("d", 1e9, 1e11, {"f32": 1e12}, kernel=1e-6)
 CLUSTER = Cluster("c", DEVICE, (Level("machine", 4, 1e9, 1e-5), Level("net", 4, 1e8, 1e-4)))
@@ -152,6 +153,25 @@ def test_more_work_takes_longer(model):
     even = simulate(model(1, True), Mesh(ep=4), CLUSTER, demands[1])
     skewed = simulate(model(1, True), Mesh(ep=4), CLUSTER, demands[1], skew=2.0)
     assert skewed.decode.parts["imbalance"] > even.decode.parts["imbalance"] > 0
+
+
+@pytest.mark.parametrize("ranks", [2, 4])  # with 2 experts of a token: gathered, or sent
+def test_rows_in_fewer_bytes_take_less(model, ranks):
+    def works(wire: str) -> dict[str, float]:
+        sizes = Sizes(4, 4, 4, 64, assignments=8, ranks=ranks, wire=wire)
+        layers = count_work(model(1, True).program, sizes)
+        return {w.name: w.nbytes for layer in layers for w in layer.works if w.axis == "ep"}
+
+    exact, narrow, fp8 = (works(wire) for wire in ("exact", "bf16", "f8e4m3"))
+    assert exact["combine"] == 2 * narrow["combine"] == 2 * fp8["combine"] > 0
+    indices = 4 * 4 * 2 if ranks == 2 else 0  # 4 tokens with 2 experts, i32, beside gathered rows
+    rows = 4 if ranks == 2 else 8
+    numbers = (exact["dispatch"] - indices) / 4
+    assert narrow["dispatch"] == 2 * numbers + indices
+    assert fp8["dispatch"] == numbers + 4 * rows + indices
+    routed = [simulate(model(1, True), Mesh(ep=4), CLUSTER, Demand(64, 64, 16, w)) for w in FORMATS]
+    seconds = [e.prefill.parts["network"] for e in routed]
+    assert seconds[0] > seconds[1] > seconds[2]
 
 
 def test_a_mesh_larger_than_the_cluster(model):

@@ -29,8 +29,8 @@ def test_exact(rows):
     assert (there_and_back("exact", rows) == rows).all()
 
 
-@pytest.mark.parametrize("form", ["exact", "bf16", "f8e4m3"])
-def test_what_is_narrow_stays_as_it_is(rows, form):
+@pytest.mark.parametrize("form", ["exact", "bf16"])
+def test_bf16_stays_as_it_is(rows, form):
     bits = rows.view(np.uint16)
     data = wire.encode(form, bits)
     out = np.zeros_like(bits)
@@ -73,6 +73,33 @@ def test_no_rows():
 def test_a_format_that_there_is_not():
     with pytest.raises(DiluError, match="unknown format 'int4'"):
         wire.check_format("int4")
+
+
+def test_fp8_of_bf16_is_that_of_f32(rows):
+    narrow = torch.from_numpy(rows).bfloat16()
+    bits = narrow.view(torch.int16).numpy().view(np.uint16)
+    data = wire.encode("f8e4m3", bits)
+    assert data.shape == (len(rows), wire.row_bytes("f8e4m3", rows.shape[1], 2))
+    wide = narrow.float().numpy()
+    assert (data == wire.encode("f8e4m3", wide.view(np.uint32))).all()
+    out = np.zeros_like(bits)
+    wire.decode("f8e4m3", data, out)
+    want = torch.from_numpy(there_and_back("f8e4m3", wide)).bfloat16()
+    assert torch.equal(torch.from_numpy(out.view(np.int16)).view(torch.bfloat16), want)
+
+
+def test_devices_write_the_same_bytes_of_bf16(rows):
+    from dilu.runtime.gpu import wire as device
+
+    narrow = torch.from_numpy(rows).bfloat16()
+    bits = narrow.view(torch.int16).numpy().view(np.uint16)
+    for form in ("exact", "bf16", "f8e4m3"):
+        data = device.encode(form, narrow)
+        assert (data.numpy() == wire.encode(form, bits)).all()
+        out = np.zeros_like(bits)
+        wire.decode(form, data.numpy(), out)
+        back = device.decode(form, data, torch.bfloat16).view(torch.int16).numpy()
+        assert (back.view(np.uint16) == out).all()
 
 
 @pytest.mark.parametrize("form", ["exact", "bf16", "f8e4m3"])
