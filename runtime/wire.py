@@ -55,8 +55,10 @@ def decode(form: str, data: np.ndarray, out: np.ndarray) -> None:
         np.left_shift(data.view(np.uint16), 16, out=out, dtype=np.uint32, casting="unsafe")
     else:
         codes, scales = data[:, :-SCALE], np.ascontiguousarray(data[:, -SCALE:])
-        rows = _decoded()[codes] * scales.view(np.float32)
-        out[...] = _to_bf16(rows.view(np.uint32)) if out.itemsize == 2 else rows.view(np.uint32)
+        wide = np.empty(out.shape, np.uint32) if out.itemsize == 2 else out
+        np.multiply(_decoded()[codes], scales.view(np.float32), out=wide.view(np.float32))
+        if wide is not out:
+            out[...] = _to_bf16(wide)
 
 
 def _bytes(rows: np.ndarray) -> np.ndarray:

@@ -55,9 +55,10 @@ def prepare(target: str) -> None:
     import checkpoints
 
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for family, dtype, mesh, _ in CASES:
+    for case in CASES:
+        family, dtype, mesh, _ = case
         model, name = FOLDER / family, f"{family}-{dtype}"
-        if (FOLDER / f"{name}-{mesh}.dilu").exists():
+        if artifact_of(case).exists():
             continue
         if not model.exists():
             checkpoints.make_checkpoint(model, family, tokenizer=True)
@@ -68,7 +69,7 @@ def prepare(target: str) -> None:
                 os.environ["DILU_TEST_LONG"] = "1"
                 (FOLDER / f"{name}.json").write_text(json.dumps(ranks.found(session)))
         sharded = dilu.compile(model, mesh=mesh, target=target, dtype=dtype, bundle=True)
-        sharded.save(FOLDER / f"{name}-{mesh}.dilu")
+        sharded.save(artifact_of(case))
         print(f"{name} {mesh}", flush=True)
 
 
@@ -96,7 +97,7 @@ def check(case: tuple[str, str, str, int], way: str, device: str) -> str:
     name = f"{family}-{dtype}"
     alone: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
     out = FOLDER / f"out-{name}-{mesh}-{way}"
-    each = ranks.run(FOLDER / f"{name}-{mesh}.dilu", out, world, **environment(device, way))
+    each = ranks.run(artifact_of(case), out, world, **environment(device, way))
     worst = 0.0
     for own in each:
         pairs = [*zip(own["logits"], alone["logits"], strict=True), (own["long"], alone["long"])]
@@ -161,7 +162,8 @@ def run(device: str, only: str) -> None:
         for text in pool.map(attempt, [job for job in jobs if only in job[0].__name__]):
             failed += "FAILED" in text
             print(text, flush=True)
-    for family, dtype, mesh, world in cases:
+    for case in cases:
+        family, dtype, mesh, world = case
         name = f"{family}-{dtype}"
         if world > 2 or only not in "timed":
             continue
@@ -169,9 +171,7 @@ def run(device: str, only: str) -> None:
         for way in WAYS:
             options = environment(device, way)
             try:
-                many = timed(
-                    FOLDER / f"{name}-{mesh}.dilu", FOLDER / f"out-{way}", world, **options
-                )
+                many = timed(artifact_of(case), FOLDER / f"out-{way}", world, **options)
             except AssertionError as error:
                 failed += 1
                 print(f"{name} {mesh} {way} FAILED: {str(error)[-1500:]}")

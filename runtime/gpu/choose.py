@@ -58,11 +58,8 @@ def choose_device(
     Where a device or targets were asked for (`named`) and nothing fits, raises DiluError; else
     returns what stands in the way of each target.
     """
-    if device in {artifact.targets[name]["backend"] for name in names} and knobs.LOCAL_RANK.get():
-        names = [name for name in names if artifact.targets[name]["backend"] == device]
-        device, named = None, True
     if device is not None:
-        opened = open_device(device) if isinstance(device, str) else device
+        opened = _asked_for(device) if isinstance(device, str) else device
         choice = _best(artifact, names, opened)
         if choice is None:
             opened.close()
@@ -74,9 +71,7 @@ def choose_device(
         choices = [_best(artifact, names, opened) for opened in devices]
         fitting = [choice for choice in choices if choice is not None]
         taken = fitting[knobs.LOCAL_RANK.get() % len(fitting)] if fitting else None
-        for opened in devices:
-            if taken is None or opened is not taken.device:
-                opened.close()
+        _close_others(devices, taken and taken.device)
         if taken is not None:
             return taken
         if named and devices:
@@ -87,6 +82,23 @@ def choose_device(
             if artifact.targets[name]["backend"] == backend:
                 obstacles[name] = why
     return obstacles
+
+
+def _asked_for(place: str) -> Device:
+    """Open a device by its name; a name without a number is the first, or a later process's own."""
+    number = knobs.LOCAL_RANK.get()
+    found = find_devices(place)[0] if number and ":" not in place else []
+    if not found:
+        return open_device(place)
+    mine = found[number % len(found)]
+    _close_others(found, mine)
+    return mine
+
+
+def _close_others(devices: list[Device], kept: Device | None) -> None:
+    for device in devices:
+        if device is not kept:
+            device.close()
 
 
 def own_target(info: DeviceInfo) -> str:

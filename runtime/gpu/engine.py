@@ -62,7 +62,7 @@ class GpuEngine:
         self._image = layout(artifact)
         self._weights: Memory | None = None
         self._work: Memory | None = None
-        self._outgoing, self._incoming = Pinned(device), Pinned(device)
+        self._outgoing, self._incoming = (Pinned(device, device.synchronize) for _ in range(2))
         self._constant_addresses: dict[int, tuple[int, ...]] = {}
         self._lost: str | None = None
         self._meetings = meetings

@@ -252,7 +252,9 @@ class _Route:
         if rows not in self._bodies:
             if len(self._bodies) >= _KEPT_BODIES:
                 self._bodies.pop(next(iter(self._bodies))).free()
-            launches = [b for b in self._bound.body(rows) if isinstance(b, BoundLaunch)]
+            bound = self._bound.body(rows)
+            launches = [step for step in bound if isinstance(step, BoundLaunch)]
+            assert len(launches) == len(bound)  # ranks work on rows as often as they have some
             self._bodies[rows] = self._executor.recorded(launches)
         self._bodies[rows] = body = self._bodies.pop(rows)  # the last one used
         body.run()

@@ -60,7 +60,7 @@ class Meetings:
     def _room(self, name: str, nbytes: int) -> np.ndarray:
         """Return u8[nbytes] on the host, the same memory for the same name."""
         if name not in self._pinned:
-            self._pinned[name] = Pinned(self._device)
+            self._pinned[name] = Pinned(self._device, self.settle)
         return self._pinned[name].take(nbytes)[:nbytes]
 
     def _fetched(self, name: str, address: int, nbytes: int) -> np.ndarray:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import knobs
-from ..exchange import Block, Exchange, Routed, Sent
+from ..exchange import Block, Exchange, Routed
 from ..host import ONE_STEP
+from ..rounds import EXCHANGE, Sent
 from .array import DeviceArray
 from .bind import BoundCollective, BoundRouted
 from .device import Device
@@ -32,6 +33,7 @@ from .wire import decode, encode
 if TYPE_CHECKING:
     from ..host import Host
 
+_MEETING = "a meeting of devices"
 _MOST_KEPT = 1 << 14  # tensors
 _PATIENCE = 2e-3  # seconds of waiting without sleep
 _GRACE = 5.0  # seconds for groups to end
@@ -90,17 +92,16 @@ class OnDevice(Meetings):
         count = len(self._host.ranks.groups[axis])
         self._host.sent_bytes += (count - 1) * x.nbytes
         out = x.new_empty((count, *x.shape))
-        ranks, group = self._host.ranks, self.groups[axis]
-        flat = out.view(-1), x.contiguous().view(-1)
-        ranks.guarded(lambda: group._allgather_base(*flat).wait(), "a meeting of devices")
+        group, flat = self.groups[axis], (out.view(-1), x.contiguous().view(-1))
+        self._host.ranks.guarded(lambda: group._allgather_base(*flat).wait(), _MEETING)
         return out
 
     def swapped(self, axis: str, came: Any, sent: Any, here: list[int], away: list[int]) -> Any:
         """Start giving rows to the ranks along an axis, `away` of them to each, and getting `here`
-        from each; return what to wait for."""
+        from each (none: the same from all); return what to wait for."""
         group = self.groups[axis]
         return self._host.ranks.guarded(
-            lambda: group.alltoall_base(came, sent, here, away), "the exchange of rows"
+            lambda: group.alltoall_base(came, sent, here, away), EXCHANGE
         )
 
     def _sum_in_two_steps(self, axis: str, x: Any, result: Any) -> None:
@@ -111,13 +112,14 @@ class OnDevice(Meetings):
         padded.view(-1)[: len(x)] = x
         parts, total = padded.new_empty(count, part), padded.new_empty(part)
         self._host.sent_bytes += (count - 1) * total.nbytes
-        self.swapped(axis, parts, padded, [], []).wait()
+        self._host.ranks.wait([self.swapped(axis, parts, padded, [], [])], _MEETING)
         _add(parts, total)
         result.copy_(self._gathered(axis, total).view(-1)[: len(x)])
 
     def route(self, bound: BoundRouted, tokens: int, work: Callable[[int], None]) -> None:
         self.bound = bound
         with self._meeting():
+            # Where x and the result are is for the job to know: the host never looks there.
             for _, rows in self.rounds(bound, tokens, bound.x, bound.result):
                 work(padded_rows(rows, bound.step))
 
@@ -186,7 +188,7 @@ class OnDevice(Meetings):
         while not event.query():
             spent = time.monotonic() - begun
             if spent > knobs.TIMEOUT.get():
-                raise self._host.ranks.failure("a meeting of devices")
+                raise self._host.ranks.failure(_MEETING)
             if spent > _PATIENCE:
                 time.sleep(1e-4)
 
@@ -225,28 +227,28 @@ class _SentOnDevice(Sent):
 
     def combine(self, number: int) -> None:
         sizes, places = self.traffic(number)
-        made = self.made[: int(sizes[:, self.me].sum())]
-        self.coming[number] = (*self._swapped(self.exchange.back, made, sizes.T), places)
+        form, made = self.exchange.back, self.made[: int(sizes[:, self.me].sum())]
+        if self.is_plain(form):
+            made = made.clone()  # their place is used again before they have left
+        self.coming[number] = (*self._swapped(form, made, sizes.T), places)
 
     def finish(self, number: int) -> None:
-        work, back, sent, places = self.coming.pop(number)
-        rows = self._arrived(self.exchange.back, work, back, sent)
+        *swapped, places = self.coming.pop(number)
+        rows = self._arrived(self.exchange.back, *swapped)
         if len(places):
             shape = (len(self.experts), self.block.width)
             self.meetings.tensor(self.bound.result, shape, self.element)[self._index(places)] = rows
 
     def _swapped(self, form: str, rows: Any, sizes: np.ndarray) -> tuple[Any, Any, Any]:
-        """Start sending rows; return what to wait for, what comes, and what goes."""
+        """Start sending rows; return what to wait for, what comes, and what has to stay."""
         sent = encode(form, rows)
-        if self.is_plain(form):
-            sent = sent.clone()  # their place is used again before they have left
         here, away = sizes[:, self.me].tolist(), sizes[self.me].tolist()
         self.exchange.sent_bytes += (sum(away) - away[self.me]) * sent.shape[1]
         came = sent.new_empty((sum(here), sent.shape[1]))
         return self.meetings.swapped("ep", came, sent, here, away), came, sent
 
     def _arrived(self, form: str, work: Any, came: Any, _: Any) -> Any:
-        self.ranks.guarded(work.wait, "the exchange of rows")
+        self.ranks.wait([work], EXCHANGE)
         return decode(form, came, self.made.dtype)
 
     def _index(self, places: np.ndarray) -> Any:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .device import Device, align
 
 
 class Pinned:
-    """A buffer that is made larger when it has to be."""
+    """A buffer that is made larger when it has to be, after `settle` has waited for the device."""
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    def __init__(self, device: Device, settle: Callable[[], None]) -> None:
+        self._device, self._settle = device, settle
         self._buffer: np.ndarray | None = None
 
     def take(self, nbytes: int) -> np.ndarray:
@@ -19,7 +21,7 @@ class Pinned:
         what the device was asked to copy."""
         if self._buffer is None or len(self._buffer) < nbytes:
             if self._buffer is not None:
-                self._device.synchronize()
+                self._settle()
             self.free()
             self._buffer = self._device.allocate_host(align(nbytes))
         return self._buffer

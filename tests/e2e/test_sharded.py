@@ -38,6 +38,7 @@ def made(tmp_path_factory):
             dilu.compile(folder / "model").save(folder / "one.dilu")
             with dilu.load(folder / "one.dilu") as session:
                 known[family] = folder, ranks.found(session)
+            assert bool(known[family][1]["expert_load"]) == (family != "llama")
         return known[family]
 
     return make

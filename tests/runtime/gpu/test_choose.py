@@ -109,6 +109,7 @@ def test_processes_take_turns_with_devices(cuda, monkeypatch, tmp_path, device, 
     assert choice.device is not None and choice.device.info.index == index
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.parametrize(
     ("wanted", "device", "message"),
     [
@@ -121,14 +122,17 @@ def test_processes_take_turns_with_devices(cuda, monkeypatch, tmp_path, device, 
         (None, "npu", r"no kind of device 'npu'(.|\n)*there are: cpu, cuda, hip"),
     ],
 )  # fmt: skip
-def test_what_does_not_run(cuda, tmp_path, wanted, device, message):
+def test_what_does_not_run(cuda, monkeypatch, tmp_path, wanted, device, message, rank):
     cuda.device(capability=75)
+    monkeypatch.setenv("LOCAL_RANK", rank)
     with pytest.raises(DiluError, match=message):
         choose_target(gpu_artifact(tmp_path), wanted, device)
 
 
-def test_no_driver_for_what_was_asked_for(monkeypatch, tmp_path):
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_no_driver_for_what_was_asked_for(monkeypatch, tmp_path, rank):
     monkeypatch.setenv("DILU_GPU_LIBRARY", str(tmp_path / "no.so"))
+    monkeypatch.setenv("LOCAL_RANK", rank)
     artifact = gpu_artifact(tmp_path)
     with pytest.raises(DiluError, match="cuda:80 has no device here: no driver for cuda devices"):
         choose_target(artifact, "cuda:80")

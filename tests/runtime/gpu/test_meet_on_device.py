@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +13,14 @@ import pytest
 import torch
 from interpreted import InterpretedDevice
 
+from dilu.errors import DiluError
+from dilu.runtime.gpu import meet_on_device
+from dilu.runtime.gpu.array import Memory
 from dilu.runtime.gpu.bind import BoundCollective
 from dilu.runtime.gpu.meet_on_device import OnDevice, meeting_place
 from dilu.runtime.gpu.program import CollectiveStep
 from dilu.runtime.host import ONE_STEP, _add
+from dilu.runtime.ranks import Ranks
 
 
 class Group:
@@ -54,7 +60,11 @@ def collected(
 
     def run(own: int) -> None:
         device = InterpretedDevice()
-        ranks = SimpleNamespace(groups={"tp": list(range(count))}, guarded=lambda call, _: call())
+        ranks = SimpleNamespace(
+            groups={"tp": list(range(count))},
+            guarded=lambda call, _: call(),
+            wait=lambda works, _: [work.wait() for work in works],
+        )
         host: Any = SimpleNamespace(ranks=ranks, sent_bytes=0, exchange=SimpleNamespace())
         meetings = OnDevice(device, host, {"tp": group.of(own)})
         x, y = device.allocate(xs[own].nbytes), device.allocate(outs[own].nbytes)
@@ -100,6 +110,86 @@ def test_gathering(dtype):
     outs, _ = collected(xs, step_of(True, xs.itemsize, False), (4, 3, 5))
     for out in outs:
         np.testing.assert_array_equal(out, xs.transpose(1, 0, 2))
+
+
+class Lost:
+    """Ranks that are gone: a meeting fails, and `abort` ends what waits for them, or waits, too."""
+
+    def __init__(self, aborts: Any) -> None:
+        self.device, self.given_up, self.aborted = InterpretedDevice(), False, 0
+        ranks = SimpleNamespace(groups={"tp": [0, 1]}, guarded=self.fail, give_up=self.give_up)
+        host: Any = SimpleNamespace(ranks=ranks, sent_bytes=0, exchange=SimpleNamespace())
+        group = SimpleNamespace(_allgather_base=None, abort=self.abort)
+        self.aborts = aborts
+        self.meetings = OnDevice(self.device, host, {"tp": group, "ep": group})
+
+    def fail(self, *_: Any) -> None:
+        raise DiluError("rank 1 of 2 stopped answering")
+
+    def give_up(self) -> None:
+        self.given_up = True
+
+    def abort(self) -> None:
+        self.aborts()
+        self.aborted += 1
+
+
+def test_ranks_that_are_gone_end_what_waits_for_them():
+    both = threading.Barrier(2, timeout=5)  # each waits for the device, and so for the other
+    lost = Lost(both.wait)
+    x = Memory(lost.device, 8)
+    with pytest.raises(DiluError, match="rank 1 of 2"):
+        lost.meetings.collect(BoundCollective(step_of(False, 4, False), x.address, x.address), 1, 2)
+    assert lost.aborted == 2
+    assert not lost.device.stuck and not lost.given_up
+    x.free()
+    assert not lost.device.memory
+
+
+def test_a_device_that_waits_for_ever_is_asked_for_nothing(monkeypatch):
+    monkeypatch.setattr(meet_on_device, "_GRACE", 0.1)
+    ended = threading.Event()
+    lost = Lost(ended.wait)
+    x = Memory(lost.device, 8)
+    with pytest.raises(DiluError, match="rank 1 of 2"):
+        lost.meetings.collect(BoundCollective(step_of(False, 4, False), x.address, x.address), 1, 2)
+    ended.set()
+    assert lost.device.stuck and lost.given_up
+    x.free()
+    assert len(lost.device.memory) == 1  # to free it would wait, too
+
+
+@pytest.mark.parametrize(
+    ("places", "kind", "text"),
+    [
+        ([["nccl", "a"], None], None, "ranks meet on the host"),
+        ([None, None], None, "ranks meet on the host"),
+        ([["nccl", "a"], ["gloo", "b"]], None, "ranks meet on the host"),
+        ([["nccl", "a"], ["nccl", "a"]], None, "ranks meet on the host, since some share a device"),
+        ([["nccl", "a"], ["nccl", "b"]], "nccl", "ranks meet on their devices, by nccl"),
+    ],
+)
+def test_ranks_agree_on_where_they_meet(monkeypatch, places, kind, text):
+    ranks: Any = object.__new__(Ranks)
+    ranks.rank, ranks.size, ranks.mesh = 0, 2, {"dp": 1, "ep": 1, "tp": 2}
+    ranks.groups = {"ep": [0], "tp": [0, 1]}
+    made = []
+    backend = SimpleNamespace(_get_backend=lambda device: f"backend on {device.type}")
+    ranks._dist = SimpleNamespace(
+        new_group=lambda group, **options: made.append((group, options["backend"])) or backend
+    )
+    monkeypatch.setattr(ranks, "gather", lambda own: places)
+    found, how = ranks.on_devices(places[0])
+    assert how == text
+    assert found == ({"tp": "backend on cuda"} if kind else {})
+    assert made == ([([0, 1], kind)] if kind else [])
+
+
+def test_a_process_that_gave_up_ends():
+    code = "from dilu.runtime import ranks; r = object.__new__(ranks.Ranks); r.give_up()"
+    code += "; print('said', end=''); ranks._leave()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "said")
 
 
 def test_where_ranks_meet(monkeypatch):
