@@ -325,8 +325,9 @@ class RoutedPlan:
     """Run `plan` on rows that come from all ranks, as often as the host has some.
 
     `x` are `tokens` rows of `width` numbers of `dtype`, `indices` their `choices` experts each.
-    `plan` takes rows and their slots; `symbol` is their number, at most `capacity`. The host puts
-    `[tokens, choices, width]` into `result`. `ranks` and `slots` are the sizes of `placement`.
+    `plan` takes rows and their slots, and makes rows of `made`; `symbol` is their number, at most
+    `capacity`. The host puts `[tokens, choices, width]` of `made` into `result`. `ranks` and
+    `slots` are the sizes of `placement`.
     """
 
     plan: Plan
@@ -336,6 +337,7 @@ class RoutedPlan:
     choices: int
     width: int
     dtype: DType
+    made: DType
     ranks: int
     slots: int
     x: Place

@@ -313,6 +313,7 @@ def _routed(node: Node, places: _Places, pieces: Mapping[str, int], target: Targ
         choices,
         numbers,
         x.type.dtype,
+        node.output.type.dtype,
         ranks,
         slots,
         places.of(x),

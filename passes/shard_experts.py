@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..errors import UnsupportedError
-from ..ir.dtypes import I64
+from ..ir.dtypes import BF16, I64, DType
 from ..ir.graph import Function, Graph, Node, Value
 from ..ir.mesh import Mesh
 from ..ir.ops.collective import Routed
@@ -45,6 +45,8 @@ def shard_experts(graph: Graph, *, mesh: Mesh, place: Placing, capacity: int = C
         %wide: f32[T,k,1] = reshape(%weights)
         %scaled: f32[T,k,H] = mul(%each, %wide)
         %y: f32[T,H] = reduce_sum(%scaled) {axes=[1], keepdims=false}
+
+    Where %x is cast from bf16, the rows before the cast are sent, and the body casts them.
 
     Numerics: the same products; the k outcomes of a token are added in the order of its choices,
     wherever its experts are.
@@ -165,26 +167,30 @@ class _Layer:
             constants[leaf.name] = new
             self.divided[leaf.name] = name
         constants[name] = Value(name, TensorType(I64, (ranks, slots)))
-        body = self.body(node, [n for c in chains for n in reversed(c or [])], constants)
+        steps = [n for c in chains for n in reversed(c or [])]
+        sent = _before_cast(x, builder.nodes)
+        body = self.body(node, sent.type.dtype, steps, constants)
         each = builder.emit(
             Routed("ep", self.sharding.capacity, body),
-            x,
+            sent,
             indices,
             constants[name],
             *(constants[c.name] for c in body.constants),
         )
-        if weights.type.dtype != x.type.dtype:
-            weights = builder.emit(Cast(x.type.dtype), weights)
+        if weights.type.dtype != each.type.dtype:
+            weights = builder.emit(Cast(each.type.dtype), weights)
         wide = builder.emit(Reshape(shape_of((*weights.type.shape, 1))), weights)
         scaled = builder.emit(Mul(), each, wide)
         return builder.emit(ReduceSum((1,), False), scaled)
 
-    def body(self, node: Node, chain: list[Node], constants: dict[str, Value]) -> Function:
-        """Return the function that works on the rows that came to a rank."""
+    def body(
+        self, node: Node, sent: DType, chain: list[Node], constants: dict[str, Value]
+    ) -> Function:
+        """Return the function that works on the rows of `sent` that came to a rank."""
         x = node.inputs[0].type
         many = symbol("A")
         inner = Builder(set(constants))
-        rows = Value(inner.fresh("rows"), x.with_shape((many, x.shape[1])))
+        rows = Value(inner.fresh("rows"), TensorType(sent, (many, x.shape[1])))
         slots = Value(inner.fresh("slots"), TensorType(I64, (many, 1)))
         made: dict[str, Value] = {}
         for step in chain:
@@ -193,7 +199,8 @@ class _Layer:
         one = inner.literal(1.0, node.inputs[2].type.dtype)
         ones = inner.emit(BroadcastTo((many, 1)), one)
         matrices = [made.get(v.name) or constants[v.name] for v in node.inputs[3:]]
-        out = inner.emit(node.op, rows, slots, ones, *matrices)
+        wide = rows if sent == x.dtype else inner.emit(Cast(x.dtype), rows)
+        out = inner.emit(node.op, wide, slots, ones, *matrices)
         read = {v.name for n in inner.nodes for v in n.inputs}
         return Function(
             "experts",
@@ -202,6 +209,13 @@ class _Layer:
             nodes=tuple(inner.nodes),
             results=(out,),
         )
+
+
+def _before_cast(x: Value, nodes: list[Node]) -> Value:
+    """Return what rows are cast from, where those are fewer bytes to send."""
+    maker = next((n for n in nodes if x in n.outputs), None)
+    narrow = maker is not None and isinstance(maker.op, Cast) and maker.inputs[0]
+    return narrow if narrow and narrow.type.dtype == BF16 else x
 
 
 def _placement_name(weight: str) -> str:

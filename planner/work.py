@@ -99,9 +99,9 @@ def _works(plan: Plan, sizes: Sizes, symbols: Mapping[str, float]) -> Iterator[W
             nbytes = number(step.rows, symbols) * number(step.width, symbols) * step.dtype.itemsize
             yield Work(step.kind, "network", nbytes=nbytes, axis=step.axis, collective=step.kind)
         elif isinstance(step, RoutedPlan):
-            row, back = (
-                row_bytes(form, step.width, step.dtype.itemsize) for form in FORMATS[sizes.wire]
-            )
+            out, home = FORMATS[sizes.wire]
+            row = row_bytes(out, step.width, step.dtype.itemsize)
+            back = row_bytes(home, step.width, step.made.itemsize)
             sent = max(sizes.tokens * step.choices, sizes.assignments)
             way = Work("combine", "network", nbytes=sent * back, axis="ep", collective="all_to_all")
             ranks = sizes.ranks or step.ranks

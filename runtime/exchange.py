@@ -30,7 +30,8 @@ class Routed(ctypes.Structure):
     """`dilu_routed` of the module's C interface."""
 
     _fields_ = [
-        *((n, ctypes.c_int64) for n in ("tokens", "choices", "width", "itemsize")),
+        *((n, ctypes.c_int64) for n in ("tokens", "choices", "width")),
+        *((n, ctypes.c_int64) for n in ("itemsize", "made_itemsize")),
         *((n, ctypes.c_int64) for n in ("ranks", "slots", "capacity")),
         *((n, ctypes.c_void_p) for n in ("x", "indices", "placement", "result")),
         *((n, ctypes.c_void_p) for n in ("rows", "slots_of", "made")),
@@ -166,10 +167,12 @@ class Block:
         self.holders = holders
         self.tokens, self.choices, self.width = routed.tokens, routed.choices, routed.width
         self.ranks, self.slots, self.capacity = routed.ranks, routed.slots, routed.capacity
-        self.dtype = np.dtype(f"u{routed.itemsize}")
+        self.dtype, self.made_dtype = (
+            np.dtype(f"u{n}") for n in (routed.itemsize, routed.made_itemsize)
+        )
         count = self.tokens * self.choices
         self.x = view(routed.x, (self.tokens, self.width), self.dtype)
-        self.result = view(routed.result, (count, self.width), self.dtype)
+        self.result = view(routed.result, (count, self.width), self.made_dtype)
         self.indices = view(routed.indices, (count,), np.dtype(np.int64))
 
 

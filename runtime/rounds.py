@@ -88,9 +88,9 @@ class Job:
         sizes, places = self.traffic(number)
         form = self.exchange.back
         made = encode(form, self.lent(number)[2][: int(sizes[:, self.me].sum())])
-        rows = np.empty((len(places), self.block.width), self.block.dtype)
+        rows = np.empty((len(places), self.block.width), self.block.made_dtype)
         back = self.landing(form, f"back{number % 2}", rows)
-        self.count(form, sizes.T)
+        self.count(made, sizes.T)
         works = self.ranks.all_to_all("ep", back, sizes.T, made, EXCHANGE)
         self.coming[number] = (works, made, back, rows, places)
 
@@ -98,7 +98,7 @@ class Job:
         """Put the outcomes of a round where they belong."""
         works, _, back, rows, places = self.coming.pop(number)
         self.ranks.wait(works, EXCHANGE)
-        if not self.is_plain(self.exchange.back):
+        if back is not rows:
             decode(self.exchange.back, back, rows)
         self.block.result[places] = rows
 
@@ -128,25 +128,19 @@ class Job:
         return (
             get(f"rows{turn}", shape, self.block.dtype),
             get(f"slots{turn}", shape[:1], np.dtype(np.int64)),
-            get(f"made{turn}", shape, self.block.dtype),
+            get(f"made{turn}", shape, self.block.made_dtype),
         )
 
     def landing(self, form: str, name: str, rows: np.ndarray) -> np.ndarray:
         """Return the memory for bytes that are to become `rows`: their own, if they are rows."""
-        if self.is_plain(form):
+        if is_plain(form, rows.itemsize):
             return rows
-        shape = (self.block.capacity, self.row_bytes(form))
+        shape = (self.block.capacity, row_bytes(form, self.block.width, rows.itemsize))
         return self.exchange.memory(name, shape, np.dtype(np.uint8))[: len(rows)]
 
-    def is_plain(self, form: str) -> bool:
-        """Whether rows are sent as they are."""
-        return is_plain(form, self.block.dtype.itemsize)
-
-    def row_bytes(self, form: str) -> int:
-        return row_bytes(form, self.block.width, self.block.dtype.itemsize)
-
-    def count(self, form: str, sizes: np.ndarray) -> None:
-        self.exchange.sent_bytes += self.ranks.sent_rows("ep", sizes) * self.row_bytes(form)
+    def count(self, sent: np.ndarray, sizes: np.ndarray) -> None:
+        """Count the bytes of rows like `sent`, of which every rank sends so many to each."""
+        self.exchange.sent_bytes += self.ranks.sent_rows("ep", sizes) * sent.shape[1]
 
 
 class Sent(Job):
@@ -173,14 +167,14 @@ class Sent(Job):
         rows = encode(form, np.take(self.block.x, self.token[places], axis=0))
         here = int(sizes[:, self.me].sum())
         came = self.landing(form, f"came{number % 2}", self.lent(number)[0][:here])
-        self.count(form, sizes)
+        self.count(rows, sizes)
         works = self.ranks.all_to_all("ep", came, sizes, rows, EXCHANGE)
         self.going[number] = (works, rows, came)
 
     def arrive(self, number: int, rows: np.ndarray) -> None:
         works, _, came = self.going.pop(number)
         self.ranks.wait(works, EXCHANGE)
-        if not self.is_plain(self.exchange.out):
+        if not is_plain(self.exchange.out, rows.itemsize):
             decode(self.exchange.out, came, rows)
 
 
@@ -190,7 +184,7 @@ class Gathered(Job):
     def learn(self) -> np.ndarray:
         block, form = self.block, self.exchange.out
         tokens, choices = block.tokens, max(block.choices, 1)
-        size = self.row_bytes(form)
+        size = row_bytes(form, block.width, block.dtype.itemsize)
         shape = (tokens, size + _INDEX.itemsize * block.choices)
         own = self.exchange.memory("own", shape, np.dtype(np.uint8))
         own[:, :size] = encode(form, block.x).view(np.uint8)
@@ -214,7 +208,7 @@ class Gathered(Job):
         decode(self.exchange.out, self.came[self.row[low : low + len(rows)]], rows)
 
     def combine(self, number: int) -> None:
-        size = self.row_bytes(self.exchange.back)
+        size = row_bytes(self.exchange.back, self.block.width, self.block.made_dtype.itemsize)
         most = tuple(n * self.block.choices * size for n in self.exchange.tokens(self.block.tokens))
         ready = self.ranks.small_exchange("ep", most) if self.rounds == 1 else None
         if ready is None:
@@ -235,7 +229,7 @@ class Gathered(Job):
         end = 0
         for n, part in zip(away, came, strict=True):
             first, end = end, end + n
-            if n and self.is_plain(form):
+            if n and is_plain(form, result.itemsize):
                 rows = part[: n * size].view(result.dtype).reshape(n, -1)
                 result[self.order[first:end]] = rows
             elif n:

@@ -271,8 +271,9 @@ def _emit_routed(w: Writer, step: RoutedPlan, emitted: EmittedPlan) -> None:
     """Emit the loop over the rows that come from all ranks. The host lends the memory for them."""
     with w.block():
         fields = (
-            emit_index(step.tokens), step.choices, step.width, step.dtype.itemsize, step.ranks,
-            step.slots, step.capacity, _address(step.x), _address(step.indices),
+            emit_index(step.tokens), step.choices, step.width, step.dtype.itemsize,
+            step.made.itemsize, step.ranks, step.slots, step.capacity, _address(step.x),
+            _address(step.indices),
         )  # fmt: skip
         placement = f"dilu_constant_data({_constant(Stacked(step.placement))})"
         w.line(

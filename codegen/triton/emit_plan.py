@@ -105,8 +105,9 @@ class Plans:
             "routed": self.plan(step.plan, inner), "symbol": step.symbol,
             "capacity": step.capacity, "tokens": size_text(step.tokens),
             "choices": step.choices, "width": step.width, "itemsize": step.dtype.itemsize,
-            "ranks": step.ranks, "slots": step.slots, "x": _place(step.x),
-            "indices": _place(step.indices), "placement": _place(step.placement),
+            "made_itemsize": step.made.itemsize, "ranks": step.ranks, "slots": step.slots,
+            "x": _place(step.x), "indices": _place(step.indices),
+            "placement": _place(step.placement),
             "constants": [_place(c) for c in step.constants], "result": _place(step.result),
         }  # fmt: skip
 

@@ -77,8 +77,9 @@ class Routed(Subprogram):
 
     `x[T,H]`, `indices i64[T,k]`, `placement i64[N,E]` (the experts in the slots of every rank of
     `axis`), then the body's constants → `[T,k,H]`. The body takes the rows that came to a rank,
-    `[A,H]`, and their slots, `i64[A,1]`, and returns `[A,H]`; it is run as often as it takes for
-    `capacity` rows at a time. Of several ranks that hold an expert, one is chosen by `replica_of`.
+    `[A,H]`, and their slots, `i64[A,1]`, and returns `[A,H]`, which may be of another type; it is
+    run as often as it takes for `capacity` rows at a time. Of several ranks that hold an expert,
+    tokens choose one in turn.
     """
 
     axis: str
@@ -101,11 +102,12 @@ class Routed(Subprogram):
         expect(len(body.parameters) == 2 and not body.states, "routed: the body takes rows, slots")
         rows, slots = (v.type for v in body.parameters)
         ok = rows.with_shape(x.shape) == x and slots.dtype == I64
-        ok = ok and slots.shape == (rows.shape[0], 1) and [v.type for v in body.results] == [rows]
+        made = [v.type for v in body.results]
+        ok = ok and slots.shape == (rows.shape[0], 1) and [t.shape for t in made] == [rows.shape]
         expect(ok, f"routed: the body maps {rows} and {slots} to rows like {x}")
         fits = constants == tuple(c.type for c in body.constants)
         expect(fits, f"routed: the constants do not fit @{body.name}")
-        return (x.with_shape((x.shape[0], indices.shape[1], x.shape[1])),)
+        return (made[0].with_shape((x.shape[0], indices.shape[1], x.shape[1])),)
 
     def reference_ranks(
         self,
@@ -116,19 +118,23 @@ class Routed(Subprogram):
 
         `run(n, inputs)` runs the body on the n-th rank.
         """
-        outputs = [np.zeros((*i.shape, x.shape[1]), x.dtype) for x, i, *_ in inputs]
+        outputs: list[np.ndarray] = []
         for holder, (_, _, placement, *constants) in enumerate(inputs):
             wanted = [
                 assignments_for(holder, source, indices, placement)
                 for source, (_, indices, *_) in enumerate(inputs)
             ]
             rows = np.concatenate([x[t] for (x, *_), (t, _, _) in zip(inputs, wanted, strict=True)])
-            slots = np.concatenate([slots for _, _, slots in wanted])
-            for first in range(0, len(rows), self.capacity):
-                part = slice(first, first + self.capacity)
-                rows[part] = run(holder, (rows[part], slots[part, None], *constants))
+            slots = np.concatenate([slots for _, _, slots in wanted])[:, None]
+            rounds = [
+                run(holder, (rows[n : n + self.capacity], slots[n : n + self.capacity], *constants))
+                for n in range(0, max(len(rows), 1), self.capacity)
+            ]
+            made = np.concatenate(rounds)
+            if not outputs:
+                outputs = [np.zeros((*i.shape, x.shape[1]), made.dtype) for x, i, *_ in inputs]
             ends = np.cumsum([len(t) for t, _, _ in wanted])[:-1]
-            for out, (t, j, _), own in zip(outputs, wanted, np.split(rows, ends), strict=True):
+            for out, (t, j, _), own in zip(outputs, wanted, np.split(made, ends), strict=True):
                 out[t, j] = own
         return outputs
 

@@ -310,8 +310,9 @@ def _scratch_bytes(program: Program, plan: Plan, sizes: Mapping[str, int]) -> in
 
 def _row_bytes(step: RoutedStep) -> tuple[int, int, int]:
     """Return the bytes for rows that come, for their slots, and for what becomes of them."""
-    rows = align(step.capacity * step.width * step.itemsize)
-    return rows, align(8 * step.capacity), rows
+    count = step.capacity * step.width
+    made = align(count * step.made_itemsize)
+    return align(count * step.itemsize), align(8 * step.capacity), made
 
 
 def _most(step: RoutedStep, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -90,8 +90,8 @@ class Meetings:
         placement = self._placement(bound)
         self.settle()
         routed = Routed(
-            tokens, step.choices, step.width, step.itemsize, step.ranks, step.slots, step.capacity,
-            x, indices.ctypes.data, placement.ctypes.data, result,
+            tokens, step.choices, step.width, step.itemsize, step.made_itemsize, step.ranks,
+            step.slots, step.capacity, x, indices.ctypes.data, placement.ctypes.data, result,
         )  # fmt: skip
         while (rows := self._host.next(None, ctypes.addressof(routed))) >= 0:
             if rows:
@@ -132,11 +132,12 @@ class ThroughHost(Meetings):
         from ..exchange import view
 
         step, device = bound.step, self._device
-        size = step.width * step.itemsize
-        x = self._fetched("x", bound.x, tokens * size)
-        result = self._room("result", tokens * step.choices * size)
+        row, made_row = step.width * step.itemsize, step.width * step.made_itemsize
+        x = self._fetched("x", bound.x, tokens * row)
+        result = self._room("result", tokens * step.choices * made_row)
         for routed, rows in self.rounds(bound, tokens, x.ctypes.data, result.ctypes.data):
-            came, made = (view(a, (rows * size,), _BYTE) for a in (routed.rows, routed.made))
+            came = view(routed.rows, (rows * row,), _BYTE)
+            made = view(routed.made, (rows * made_row,), _BYTE)
             device.upload(bound.rows, came)
             work(padded_rows(rows, step))
             device.download(made, bound.made)

@@ -23,6 +23,7 @@ from ... import knobs
 from ..exchange import Block, Exchange, Routed
 from ..host import ONE_STEP
 from ..rounds import EXCHANGE, Sent
+from ..wire import is_plain
 from .array import DeviceArray
 from .bind import BoundCollective, BoundRouted
 from .device import Device
@@ -201,9 +202,11 @@ class _SentOnDevice(Sent):
         assert bound is not None
         self.meetings, self.bound = meetings, bound
         step = bound.step
-        self.element = {2: "bf16", 4: "f32"}[step.itemsize]
+        self.element, self.made_element = (
+            {2: "bf16", 4: "f32"}[n] for n in (step.itemsize, step.made_itemsize)
+        )
         shape = (step.capacity, step.width)
-        self.made = meetings.tensor(bound.made, shape, self.element)
+        self.made = meetings.tensor(bound.made, shape, self.made_element)
         self.landed = meetings.tensor(bound.rows, shape, self.element)
         super().__init__(exchange, block)
 
@@ -217,7 +220,8 @@ class _SentOnDevice(Sent):
         self.going[number] = self._swapped(self.exchange.out, rows, sizes)
 
     def hand_over(self, number: int, own: np.ndarray, routed: Routed) -> None:
-        self.landed[: len(own)] = self._arrived(self.exchange.out, *self.going.pop(number))
+        going = self.going.pop(number)
+        self.landed[: len(own)] = self._arrived(self.exchange.out, self.landed.dtype, *going)
         if number >= 2:
             self.meetings.settle()  # the slots of two rounds ago are on their way until then
         shape = (self.block.capacity,)
@@ -228,16 +232,17 @@ class _SentOnDevice(Sent):
     def combine(self, number: int) -> None:
         sizes, places = self.traffic(number)
         form, made = self.exchange.back, self.made[: int(sizes[:, self.me].sum())]
-        if self.is_plain(form):
+        if is_plain(form, made.element_size()):
             made = made.clone()  # their place is used again before they have left
         self.coming[number] = (*self._swapped(form, made, sizes.T), places)
 
     def finish(self, number: int) -> None:
         *swapped, places = self.coming.pop(number)
-        rows = self._arrived(self.exchange.back, *swapped)
+        rows = self._arrived(self.exchange.back, self.made.dtype, *swapped)
         if len(places):
             shape = (len(self.experts), self.block.width)
-            self.meetings.tensor(self.bound.result, shape, self.element)[self._index(places)] = rows
+            result = self.meetings.tensor(self.bound.result, shape, self.made_element)
+            result[self._index(places)] = rows
 
     def _swapped(self, form: str, rows: Any, sizes: np.ndarray) -> tuple[Any, Any, Any]:
         """Start sending rows; return what to wait for, what comes, and what has to stay."""
@@ -247,9 +252,9 @@ class _SentOnDevice(Sent):
         came = sent.new_empty((sum(here), sent.shape[1]))
         return self.meetings.swapped("ep", came, sent, here, away), came, sent
 
-    def _arrived(self, form: str, work: Any, came: Any, _: Any) -> Any:
+    def _arrived(self, form: str, dtype: Any, work: Any, came: Any, _: Any) -> Any:
         self.ranks.wait([work], EXCHANGE)
-        return decode(form, came, self.made.dtype)
+        return decode(form, came, dtype)
 
     def _index(self, places: np.ndarray) -> Any:
         """Return numbers on the device, which need not have arrived yet."""

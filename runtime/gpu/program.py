@@ -135,6 +135,7 @@ class RoutedStep:
     choices: int
     width: int
     itemsize: int
+    made_itemsize: int
     ranks: int
     slots: int
     x: Place

@@ -143,6 +143,20 @@ def test_rows_in_two_hops(made, tmp_path):
     assert sum(own["sent"] for own in each) == 2 * hops * HIDDEN * 4
 
 
+@pytest.mark.parametrize("ep", [2, 4])  # all rows for all ranks; rows for single ranks
+def test_a_model_in_bf16_sends_bf16(made, ep, tmp_path):
+    folder, _ = made("qwen3_moe")
+    dilu.compile(folder / "model", dtype="bf16").save(tmp_path / "one.dilu")
+    with dilu.load(tmp_path / "one.dilu") as session:
+        alone = ranks.found(session)
+    compiled = dilu.compile(folder / "model", mesh=f"ep={ep}", dtype="bf16")
+    artifact = compiled.save(tmp_path / "m.dilu")
+    each = ranks.run(artifact, tmp_path / "out", ep)
+    check_equal(each, alone)
+    sent = sum(own["sent"] for own in each)
+    assert sent == exchanged_bytes(each, artifact, folder, ep, 2 * HIDDEN, 4 * HIDDEN)
+
+
 @pytest.mark.parametrize(
     ("wire", "row", "most"),
     # Rounding is by 2^-9 (bf16, there and back) and 2^-4 (e4m3) of a row's larger numbers.

@@ -74,6 +74,6 @@ def test_rows_in_fp8(monkeypatch, tmp_path):
         error = np.linalg.norm(np.array(got) - want) / np.linalg.norm(want)
         assert 0 < error < 0.2  # some tokens choose another expert
     sent, fewer, _ = (sum(own["sent"] for own in each) for each in found.values())
-    row, narrow = 2 * 4 * WIDTH, WIDTH + 4 + 2 * WIDTH  # experts take f32
+    row, narrow = 2 * WIDTH + 4 * WIDTH, WIDTH + 4 + 2 * WIDTH  # experts make f32
     assert sent % row == 0 and fewer % narrow == 0  # as many rows there as back
     assert fewer / narrow == pytest.approx(sent / row, rel=0.1)

@@ -132,6 +132,25 @@ def test_fused_and_planned_graphs_compute_the_same():
         np.testing.assert_allclose(got, want, rtol=1e-9)
 
 
+def test_rows_are_sent_before_they_are_cast():
+    cast = "    %n: bf16[T,8] = cast(%x) {dtype=bf16}\n    %v: f32[T,8] = cast(%n) {dtype=f32}\n"
+    text = MODEL.replace("    %s: f32[T,6]", cast + "    %s: f32[T,6]")
+    narrow = parse_graph(text.replace("experts(%x", "experts(%v"))
+    narrow = Graph(narrow.stage, narrow.functions, graph().weights)
+    sharded = shard_experts(narrow, mesh=Mesh(ep=2), place=even(2, 3), capacity=4)
+    verify(sharded)
+    printed = print_graph(sharded)
+    assert "%routed: f32[T,2,8] = routed(%n, %i, " in printed
+    assert "func @experts(%rows: bf16[A,8], " in printed
+    assert parse_graph(printed) == sharded
+    rng = np.random.default_rng(6)
+    values = constants(rng)
+    tokens = [rng.normal(size=(n, 8)).astype(np.float32) for n in (5, 0)]
+    alone = [interpret(narrow.functions[0], [x, *values.values()], wide=True)[0] for x in tokens]
+    for got, want in zip(run_ranks(sharded, tokens, values), alone, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-9)
+
+
 def test_one_rank_changes_nothing():
     assert shard_experts(graph(), mesh=Mesh(), place=even(1, 6)).functions == graph().functions
 

@@ -97,7 +97,7 @@ def exchanged(tokens, indices, placement, capacity):
         result = np.full((*chosen.shape, x.shape[1]), np.nan, np.float32)
         table = np.ascontiguousarray(placement)
         routed = Routed(
-            *chosen.shape, x.shape[1], 4, *placement.shape, capacity,
+            *chosen.shape, x.shape[1], x.itemsize, 4, *placement.shape, capacity,
             x.ctypes.data, chosen.ctypes.data, table.ctypes.data, result.ctypes.data,
         )  # fmt: skip
         host.begin()
@@ -106,7 +106,7 @@ def exchanged(tokens, indices, placement, capacity):
             largest = max(largest, rows)
             if rows:
                 shape = (rows, x.shape[1])
-                taken = _array(routed.rows, shape, np.float32)
+                taken = _array(routed.rows, shape, x.dtype)
                 slots = _array(routed.slots_of, (rows,), np.int64)
                 _array(routed.made, shape, np.float32)[:] = taken + placement[rank][slots][:, None]
         host.finish()
@@ -133,6 +133,7 @@ def _array(address, shape, dtype):
 def check(tokens, indices, placement, capacity):
     found = exchanged(tokens, indices, placement, capacity)
     for x, chosen, (result, _, largest) in zip(tokens, indices, found, strict=True):
+        assert result.dtype == np.float32
         np.testing.assert_array_equal(result, x[:, None] + chosen[..., None].astype(np.float32))
         assert largest <= capacity
     return found
@@ -142,20 +143,22 @@ PLACEMENT = np.array([[0, 1, 2], [3, 4, 5], [0, 4, 6]])  # 0 and 4 are held twic
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 1000])
-def test_every_row_comes_back(capacity):
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_every_row_comes_back(dtype, capacity):
     rng = np.random.default_rng(capacity)
     counts = [7, 0, 12]
-    tokens = [rng.normal(size=(n, 5)).astype(np.float32) for n in counts]
+    tokens = [rng.normal(size=(n, 5)).astype(dtype) for n in counts]
     indices = [rng.integers(0, 7, (n, 2)) for n in counts]
     check(tokens, indices, PLACEMENT, capacity)
 
 
 @pytest.mark.parametrize("choices", [3, 4])
 @pytest.mark.parametrize("capacity", [1, 5, 9, 1000])  # the smallest: too few rows for gathering
-def test_all_rows_for_all_ranks_where_there_are_few(choices, capacity):
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_all_rows_for_all_ranks_where_there_are_few(dtype, choices, capacity):
     rng = np.random.default_rng(capacity)
     counts = [7, 0, 12]
-    tokens = [rng.normal(size=(n, 5)).astype(np.float32) for n in counts]
+    tokens = [rng.normal(size=(n, 5)).astype(dtype) for n in counts]
     indices = [np.argsort(rng.random((n, 7)))[:, :choices].copy() for n in counts]
     found = check(tokens, indices, PLACEMENT, capacity)
     if capacity < 5:
@@ -166,7 +169,8 @@ def test_all_rows_for_all_ranks_where_there_are_few(choices, capacity):
         for t, expert in zip(token, chosen.reshape(-1), strict=True):
             holders = [r for r, own in enumerate(PLACEMENT) if expert in own]
             back += holders[(t + rank) % len(holders)] != rank
-    out = 2 * sum(counts) * (5 * 4 + choices * 4)  # to both others: the row and its experts
+    # To both others: the row and its experts.
+    out = 2 * sum(counts) * (5 * tokens[0].itemsize + choices * 4)
     assert sum(exchange.sent_bytes for _, exchange, _ in found) == out + back * 5 * 4
 
 

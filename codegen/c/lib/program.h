@@ -32,7 +32,9 @@ typedef struct {
 
 /* Rows on their way to experts: what a function hands to the host, and what the host lends it. */
 typedef struct {
-  int64_t tokens, choices, width, itemsize, ranks, slots, capacity;
+  int64_t tokens, choices, width;
+  int64_t itemsize, made_itemsize; /* bytes of a number, and of what becomes of it */
+  int64_t ranks, slots, capacity;
   const void* x;         /* [tokens, width] */
   const void* indices;   /* i64[tokens, choices] */
   const void* placement; /* i64[ranks, slots] */

@@ -21,7 +21,7 @@ MADE = ("result", 1)
 
 def sharded_program() -> dict[str, Any]:
     """Double, meet, double; then rows for experts, which are doubled, too."""
-    numbers = {"choices": 1, "width": 4, "itemsize": 4, "ranks": 2, "slots": 2}
+    numbers = {"choices": 1, "width": 4, "itemsize": 4, "made_itemsize": 4, "ranks": 2, "slots": 2}
     routed = {
         "routed": 1, "symbol": "A", "capacity": CAPACITY, "tokens": "N", **numbers, "x": list(P),
         "indices": list(Q), "placement": list(Q), "constants": [], "result": list(MADE),
