@@ -56,10 +56,18 @@ class Name:
     dtype: DType
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Literal:
+    """A number known when compiling. Zeros of both signs are two numbers."""
+
     value: float | int | bool
     dtype: DType
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Literal) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
 
 @dataclass(frozen=True)
@@ -253,12 +261,13 @@ class Attention:
 
 @dataclass(frozen=True)
 class TopK:
-    """The `k` largest of every row: see the op `topk`."""
+    """The `k` largest (or smallest) of every row: see the op `topk`."""
 
     x: Buffer
     values: Buffer
     indices: Buffer
     k: int
+    largest: bool = True
 
 
 Step = LoopNest | Matmul | Experts | Attention | TopK

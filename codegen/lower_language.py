@@ -88,9 +88,9 @@ def lower_topk(region: Region) -> None:
     (x,) = node.inputs
     values, indices = node.outputs
     made = {v.name: region.result_buffer(v) for v in (values, indices)}
-    k: int = node.op.k  # type: ignore[attr-defined]
+    op: Any = node.op
     buffer = region.argument(x, x.type.dtype)
-    region.steps.append(TopK(buffer, made[values.name], made[indices.name], k))
+    region.steps.append(TopK(buffer, made[values.name], made[indices.name], op.k, op.largest))
     region.finish(made, region.body.results)
 
 

@@ -107,15 +107,10 @@ def _elementwise(values: BodyValues, node: Node, indices: Indices) -> Expr:
 
 
 def _power(args: tuple[Expr, ...]) -> tuple[str, tuple[Expr, ...]]:
-    """Squares and roots are common and have exact instructions."""
+    """Squares are common. (Roots are no powers: those of -0 and -inf differ.)"""
     base, exponent = args
-    if isinstance(exponent, Literal) and exponent.dtype.is_float:
-        if exponent.value == 2:
-            return "mul", (base, base)
-        if exponent.value == 0.5:
-            return "sqrt", (base,)
-        if exponent.value == -0.5:
-            return "rsqrt", (base,)
+    if isinstance(exponent, Literal) and exponent.dtype.is_float and exponent.value == 2:
+        return "mul", (base, base)
     return "pow", args
 
 

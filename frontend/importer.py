@@ -232,7 +232,7 @@ class Importer:
         promoted = dtype_of(_promoted(node), loc)
         context = Context(
             self.builder, self.symbols, operator, types, promoted, self.roles,
-            self.trust_indices, self.layers,
+            self.trust_indices, self.layers, _modules(node),
         )  # fmt: skip
         try:
             arguments = [self._argument(a) for a in node.args]
@@ -343,6 +343,14 @@ def location(node: fx.Node) -> Loc | None:
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     frames = [f for f in frames if not f[0].startswith((_TORCH, _OURS)) and f[0][0] != "<"]
     return Loc(frames[-1][0], int(frames[-1][1])) if frames else None
+
+
+def _modules(node: fx.Node) -> tuple[str, ...]:
+    """Return the classes of the modules that a node was called in, the outermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return tuple(
+        getattr(kind, "__name__", str(kind)).rpartition(".")[2] for _, kind in stack.values()
+    )
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

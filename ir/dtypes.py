@@ -120,6 +120,24 @@ def promote(a: DType, b: DType) -> DType:
     return a if a.bits > b.bits else b
 
 
+def conversion_bits(t: DType) -> int:
+    """Return how wide the signed integer is that a float becomes on its way to the integer `t`.
+
+    A float is cut off to it (what does not fit, NaN included, is its smallest number), and its low
+    bits are the outcome. These are the widths that torch takes on x86-64 CPUs, where C leaves what
+    does not fit undefined; f32 to u32, where torch's vectors and scalars differ, is as its scalars.
+    """
+    return 64 if t in (I64, U32, U8) else 32
+
+
+def to_integer(t: DType, values: np.ndarray) -> np.ndarray:
+    """Return floats as integers of type `t`: see `conversion_bits`."""
+    low = -(2.0 ** (conversion_bits(t) - 1))
+    whole = np.trunc(np.asarray(values, np.float64))
+    fits = (whole >= low) & (whole < -low)
+    return np.where(fits, whole, low).astype(np.int64).astype(t.value)
+
+
 @cache
 def decode_table(t: DType) -> np.ndarray:
     """Return f64[2**bits]: the value of every code of a float type of at most 16 bits.
@@ -171,9 +189,14 @@ def encode(t: DType, values: np.ndarray, *, saturate: bool = True) -> np.ndarray
     finite code, or become infinity or, where the format has none, NaN. NaN stays NaN where the
     format has one; `finite` formats saturate always.
 
+    A `scale` has no sign, rounds ties up, and above its smallest number to 2^-126 always up: as
+    torch does, for the formats' specification says nothing of it.
+
     Source: OCP 8-bit Floating Point Specification 1.0, section 5.2.
     """
     x = np.asarray(values, np.float64)
+    if t.special == "scale":
+        return _encode_scale(t, np.abs(x), saturate)
     grid, codes = _positive(t)
     magnitude = np.abs(x)
     upper = np.clip(np.searchsorted(grid, magnitude), 1, len(grid) - 1)
@@ -185,10 +208,7 @@ def encode(t: DType, values: np.ndarray, *, saturate: bool = True) -> np.ndarray
     # One step beyond the largest value is where rounding would leave the format.
     limit = grid[-1] + (grid[-1] - grid[-2]) / 2
     over = (magnitude > limit) | ((magnitude == limit) & bool(codes[-1] & 1))
-    if t.special == "scale":
-        out = np.where(x <= 0, 0, out)
-    else:
-        out = out | (np.signbit(x).astype(np.int64) << (t.bits - 1))
+    out = out | (np.signbit(x).astype(np.int64) << (t.bits - 1))
     if not saturate and t.special != "finite":
         beyond = _infinity_code(t) if t.special == "ieee" else _nan_code(t)
         sign = np.signbit(x).astype(np.int64) << (t.bits - 1) if t.special == "ieee" else 0
@@ -196,6 +216,16 @@ def encode(t: DType, values: np.ndarray, *, saturate: bool = True) -> np.ndarray
     if t.special != "finite":
         out = np.where(np.isnan(x), _nan_code(t), out)
     return out.astype(t.storage)
+
+
+def _encode_scale(t: DType, magnitude: np.ndarray, saturate: bool) -> np.ndarray:
+    fraction, exponent = np.frexp(magnitude)  # fraction in 0.5 … 1
+    code = exponent - 1 + t.bias + (fraction >= 0.75)
+    least = np.ldexp(1.0, -t.bias)
+    code = np.where(magnitude < 2 * least, magnitude > least, code)
+    code = np.where(np.isinf(magnitude), 256, code)
+    code = np.where(code > 254, 254 if saturate else 255, code)
+    return np.where(np.isnan(magnitude), 255, code).astype(t.storage)
 
 
 def _infinity_code(t: DType) -> int:
@@ -216,16 +246,22 @@ def decode(t: DType, raw: np.ndarray) -> np.ndarray:
     return raw.astype(t.value, copy=False)
 
 
-def to_storage(t: DType, values: np.ndarray) -> np.ndarray:
-    """Return the raw storage of interpreter values, rounding floats to nearest even."""
-    if t.is_float and t.bits <= 16 and t is not F16:
-        return encode(t, values, saturate=t.is_code)
-    with np.errstate(over="ignore"):
+def to_storage(t: DType, values: np.ndarray, *, saturate: bool = False) -> np.ndarray:
+    """Return the raw storage of values, floats rounded to nearest even; f8 as `encode` says.
+
+    Whatever is to be a float of at most 16 bits is rounded to f32 first, as torch and all targets
+    do it.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if t.is_float and t.bits <= 16:
+            values = np.asarray(values).astype(np.float32)
+        if t.is_float and t.bits <= 16 and t is not F16:
+            return encode(t, values, saturate=saturate and t.is_code)
         return np.asarray(values).astype(t.storage)
 
 
-def round_to(t: DType, values: np.ndarray) -> np.ndarray:
-    """Round interpreter values to the grid of `t` (f8 saturates, as checkpoints' encoders do)."""
+def round_to(t: DType, values: np.ndarray, *, saturate: bool = False) -> np.ndarray:
+    """Round interpreter values to the grid of `t`; what is on it, infinities included, stays."""
     if not t.is_float or t.bits >= 32:
         return np.asarray(values).astype(t.value)
-    return decode(t, to_storage(t, values))
+    return decode(t, to_storage(t, values, saturate=saturate))

@@ -9,8 +9,10 @@ import numpy as np
 from ..errors import DiluError
 from .dtypes import BF16, decode, round_to
 from .graph import Function, Graph, Node, Value
+from .op import Op
 from .ops.control import Call, Kernel
-from .types import evaluate
+from .ops.elementwise import Cast
+from .types import TensorType, evaluate
 from .weights import Weight
 
 Arrays = tuple[np.ndarray, ...]
@@ -73,7 +75,7 @@ class Interpreter:
         """Add what a node made to the values so far."""
         for value, array in zip(node.outputs, outputs, strict=True):
             self.check(value, array)
-            values[value.name] = self.held(value, array)
+            values[value.name] = self.held(value, array, node.op)
 
     def apply(self, op: object, arguments: Arrays) -> Arrays:
         if isinstance(op, Call):
@@ -86,17 +88,22 @@ class Interpreter:
         out = op.sized(self.sizes).reference(*arguments)  # type: ignore[attr-defined]
         return out if isinstance(out, tuple) else (out,)
 
-    def held(self, value: Value, array: np.ndarray) -> np.ndarray:
+    def held(self, value: Value, array: np.ndarray, op: Op | None = None) -> np.ndarray:
         t = value.type.dtype
         if self.wide and t.is_float:
             return np.asarray(array, np.float64)
         if t.is_float and array.dtype == t.value and (t.bits >= 32 and t != BF16):
             return array
-        return round_to(t, array)
+        return outcome(op, value.type, array)
 
     def check(self, value: Value, array: np.ndarray) -> None:
         want = tuple(evaluate(d, self.sizes) for d in value.type.shape)
         assert array.shape == want, f"{value}: reference made {array.shape}, type says {want}"
+
+
+def outcome(op: Op | None, t: TensorType, array: np.ndarray) -> np.ndarray:
+    """Return what an op made as values of its type: rounded, saturating where a cast says so."""
+    return round_to(t.dtype, array, saturate=isinstance(op, Cast) and op.saturate)
 
 
 class Runs:

@@ -13,7 +13,7 @@ Fields are the op's attributes: `int`, `float`, `bool`, `str`, `None`, `DType`, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
@@ -23,6 +23,11 @@ from ..errors import DiluError
 from .types import TensorType, evaluate
 
 OPS: dict[str, type[Op]] = {}
+
+
+def unless(default: Any) -> Any:
+    """Declare an attribute that the text form leaves out where it has this value."""
+    return field(default=default, metadata={"unless": True})
 
 
 class Op:
@@ -46,6 +51,14 @@ class Op:
 
     def attributes(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+
+    def written(self) -> dict[str, Any]:
+        """Return the attributes that the text form has."""
+        return {
+            f.name: value
+            for f in fields(self)  # type: ignore[arg-type]
+            if (value := getattr(self, f.name)) != f.default or "unless" not in f.metadata
+        }
 
     def changed(self, **attributes: Any) -> Op:
         """Return the op with other values of these attributes."""

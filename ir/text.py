@@ -61,7 +61,7 @@ def print_function(function: Function, locations: bool = False, indent: str = ""
 def print_node(node: Node, locations: bool = False, indent: str = "") -> str:
     """Return the text of one node."""
     text = f"{_typed(node.outputs)} = {node.op.name}({_names(node.inputs)})"
-    attributes = node.op.attributes()
+    attributes = node.op.written()
     if attributes:
         pairs = (f"{k}={_attribute(attributes[k], locations, indent)}" for k in sorted(attributes))
         text += f" {{{', '.join(pairs)}}}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..ir.dtypes import round_to, to_storage
 from ..ir.graph import Function, Graph, Node, Value
-from ..ir.interpret import weight_values
+from ..ir.interpret import outcome, weight_values
 from ..ir.ops.elementwise import Literal
 from ..ir.ops.index import BroadcastTo
 from ..ir.rewrite import Builder, map_functions, rewrite_nodes
@@ -68,7 +68,8 @@ class _Folder:
 
     def rule(self, node: Node, builder: Builder) -> Value | None:
         if isinstance(node.op, Literal):
-            self.known[node.output.name] = np.asarray(node.op.value, node.op.dtype.value)
+            value = np.asarray(node.op.value, node.op.dtype.value)
+            self.known[node.output.name] = round_to(node.op.dtype, value)
             return None
         if len(node.outputs) != 1 or not node.inputs:
             return None
@@ -84,7 +85,7 @@ class _Folder:
         if t.rank and (grows or size > self.limit):
             return None
         with np.errstate(all="ignore"):
-            out = round_to(t.dtype, np.asarray(node.op.reference(*arguments)))
+            out = outcome(node.op, t, np.asarray(node.op.reference(*arguments)))
         return self.constant(node, out, builder) if t.rank else _literal(node, out, builder)
 
     def constant(self, node: Node, array: np.ndarray, builder: Builder) -> Value:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import UnsupportedError
-from ..ir.dtypes import F32, F64, U8, DType, encode
+from ..ir.dtypes import F32, F64, U8, DType, to_storage
 from ..ir.graph import Function, Graph, Node, Value
 from ..ir.ops.control import Call
 from ..ir.ops.elementwise import Cast, Literal, Where
@@ -129,7 +129,7 @@ class _Legalizer:
                 Node(op, tuple(map(self.code, node.inputs)), outputs, node.loc)
             )
         elif isinstance(op, Literal):
-            byte = encode(op.dtype, np.asarray(op.value, np.float64))
+            byte = to_storage(op.dtype, np.asarray(op.value))
             self.made[node.output.name] = self.builder.literal(int(byte), U8)
         elif isinstance(op, Cast):
             self.made[node.output.name] = self.cast(node, op)
@@ -155,9 +155,10 @@ class _Legalizer:
             source = self.number(x)
         if not self.narrow(node.output):
             return self.builder.emit(op, source, name=self.free(node.output))
-        if not source.type.dtype.is_float:
+        if source.type.dtype == F64 or not source.type.dtype.is_float:
             source = self.builder.emit(Cast(F32), source)
-        return self.builder.emit(Encode(op.dtype), source, name=self.free(node.output))
+        encode = Encode(op.dtype, op.saturate)
+        return self.builder.emit(encode, source, name=self.free(node.output))
 
     def compute(self, node: Node) -> None:
         """Compute with decoded operands, and encode what is narrow of the outcome."""
@@ -169,7 +170,8 @@ class _Legalizer:
         outputs = self.builder.add(op, *map(self.number, node.inputs), name=name)
         for old, new in zip(node.outputs, outputs, strict=True):
             if self.narrow(old):
-                new = self.builder.emit(Encode(old.type.dtype), new, name=self.free(old))
+                encode = Encode(old.type.dtype, saturate=False)
+                new = self.builder.emit(encode, new, name=self.free(old))
             self.made[old.name] = new
 
     def free(self, old: Value) -> str:

@@ -55,7 +55,7 @@ def _strides(prefix: str, cache: Buffer) -> dict[str, str]:
 
 
 def emit_topk(w: Writer, step: TopK, frame: Frame) -> None:
-    """Emit a selection by insertion: k is small. NaN counts as the smallest."""
+    """Emit a selection by insertion: k is small. NaN counts as the largest."""
     *lead, size = step.x.shape
     x, values, indices = (c_name(b.name) for b in (step.x, step.values, step.indices))
     kind, stored = register_type(step.x.dtype), c_type(step.x.dtype)
@@ -71,9 +71,10 @@ def emit_topk(w: Writer, step: TopK, frame: Frame) -> None:
             w.line(f"const {kind} value = {load_text(step.x.dtype, 'from[i]')};")
             w.line(f"int64_t place = i < {k} ? i : {k};")
             last = load_text(step.x.dtype, "top[place - 1]")
-            condition = f"value > {last}"
+            condition = f"value {'>' if step.largest else '<'} {last}"
             if step.x.dtype.is_float:
-                condition = f"({condition} || ({last} != {last} && value == value))"
+                nan, other = ("value", last) if step.largest else (last, "value")
+                condition = f"({condition} || ({nan} != {nan} && {other} == {other}))"
             with w.block(f"while (place > 0 && {condition})"):
                 w.line("place--;")
                 with w.block(f"if (place + 1 < {k})"):

@@ -10,7 +10,7 @@ import numpy as np
 import sympy
 
 from ...errors import UnsupportedError
-from ...ir.dtypes import BF16, BOOL, F16, F32, F64, I64, DType
+from ...ir.dtypes import BF16, BOOL, F16, F32, F64, I64, DType, conversion_bits
 from ...ir.types import Dim
 from ..index import FloorDiv, Remainder, flat_index
 from ..kernel_ir import Apply, Buffer, Expr, Index, Literal, Load, Name, compute_type
@@ -157,7 +157,7 @@ _BOOLS = {
     "gt": "{0} > {1}", "ge": "{0} >= {1}",
 }  # fmt: skip
 _DECODERS = frozenset({"bf16", "f16", "f8e4m3", "f8e5m2", "f8e8m0"})
-_ENCODERS = frozenset({"f8e4m3", "f8e5m2"})
+_ENCODERS = frozenset({"f8e4m3", "f8e5m2", "f8e8m0"})
 
 Access = Callable[[Buffer, tuple[Dim, ...]], str]
 
@@ -258,7 +258,7 @@ def cast_text(x: str, old: DType, new: DType) -> str:
     if new == BOOL:
         return f"({x} != 0)"
     if old.is_float and not new.is_float:
-        return f"(({c_type(new)})dilu_to_i64({x}))"
+        return f"(({c_type(new)})dilu_to_i{conversion_bits(new)}({x}))"
     return f"(({c_type(new)}){x})"
 
 

@@ -120,7 +120,7 @@ def _first(kind: str, t: DType) -> str:
     if t.is_float:
         return emit_literal(_IDENTITY[kind], t)
     bits = t.bits
-    low, high = (0, 2**bits - 1) if t.kind == "uint" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    low, high = (0, 2**bits - 1) if t.kind != "int" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     return f"({c_type(t)}){emit_literal(low if kind == 'max' else high, t)}"
 
 

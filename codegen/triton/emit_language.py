@@ -29,7 +29,10 @@ def emit_topk(step: TopK, frame: Frame, what: str) -> None:
     rows = numel(tuple(lead))
     w = Writer()
     names = ", ".join(identifier(b.name) for b in (step.x, step.values, step.indices))
-    w.line(f"topk_rows({names}, {emit_index(rows, {})}, {size}, {step.k}, {columns}, {tile})")
+    w.line(
+        f"topk_rows({names}, {emit_index(rows, {})}, {size}, {step.k}, {columns}, {tile},"
+        f" {step.largest})"
+    )
     frame.launch(
         what.strip("_"), w, (f"({print_dim(rows)} + {tile - 1}) // {tile}", 1, 1), (Variant(),)
     )

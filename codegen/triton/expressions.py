@@ -9,7 +9,7 @@ from typing import Any
 import sympy
 
 from ...errors import UnsupportedError
-from ...ir.dtypes import BF16, BOOL, F16, F32, F64, DType
+from ...ir.dtypes import BF16, BOOL, F16, F32, F64, DType, conversion_bits
 from ...ir.types import Dim
 from ..index import FloorDiv, Remainder
 from ..kernel_ir import Apply, Buffer, Literal, compute_type
@@ -32,7 +32,8 @@ _RESERVED = frozenset(
     "tl triton float range tuple max BM BN BK BT BH BC SPLIT NAN sigmoid tanh erf sin cos power"
     " larger smaller float_mod int_mod int_div int_power clamp_index ordered_f32 ordered_f64 as_f32"
     " stored_as round_bf16 round_f16 decode_f8e4m3 decode_f8e5m2 decode_f8e8m0 encode_f8e4m3"
-    " encode_f8e5m2 tile_of product_tile count_assignments place_assignments silu gelu_tanh"
+    " encode_f8e5m2 encode_f8e8m0 to_i32 to_i64"
+    " tile_of product_tile count_assignments place_assignments silu gelu_tanh"
     " attention_prefill attention_split attention_combine topk_rows".split()
 )
 
@@ -157,12 +158,13 @@ _BOOLS = {
     "lt": "({0} < {1})", "le": "({0} <= {1})", "gt": "({0} > {1})", "ge": "({0} >= {1})",
 }  # fmt: skip
 _DECODERS = frozenset({"bf16", "f16", "f8e4m3", "f8e5m2", "f8e8m0"})
-_ENCODERS = frozenset({"f8e4m3", "f8e5m2"})
+_ENCODERS = frozenset({"f8e4m3", "f8e5m2", "f8e8m0"})
 
 
 def emit_apply(e: Apply, args: list[str]) -> str:
     """Return Triton for an op of arguments whose text is known."""
-    if e.op == "pow" or all(isinstance(a, Literal) for a in e.args):
+    typed = e.op == "pow" or (e.op == "mod" and e.dtype.is_float)
+    if typed or all(isinstance(a, Literal) for a in e.args):
         args = [
             typed_literal(a.value, a.dtype) if isinstance(a, Literal) else text
             for a, text in zip(e.args, args, strict=True)
@@ -172,7 +174,7 @@ def emit_apply(e: Apply, args: list[str]) -> str:
     if e.op == "clamp":
         return f"clamp_index({args[0]}, {args[1]})"
     if e.op == "cast":
-        return f"({args[0]} != 0)" if e.dtype == BOOL else f"tl.cast({args[0]}, {_type(e.dtype)})"
+        return _cast(args[0], e.args[0].dtype, e.dtype)
     if e.op in ("round", "decode", "encode"):
         return _codec(e, args[0])
     if e.dtype == BOOL:
@@ -185,6 +187,14 @@ def emit_apply(e: Apply, args: list[str]) -> str:
         raise UnsupportedError(f"no Triton for the op {e.op} of {operand}")
     text = table[e.op].format(*args)
     return text if operand.is_float else f"tl.cast({text}, {_type(e.dtype)})"
+
+
+def _cast(x: str, old: DType, new: DType) -> str:
+    if new == BOOL:
+        return f"({x} != 0)"
+    if old.is_float and not new.is_float:
+        x = f"to_i{conversion_bits(new)}({x})"
+    return f"tl.cast({x}, {_type(new)})"
 
 
 def _type(t: DType) -> str:

@@ -183,6 +183,9 @@ def _one_by_one(stmt: Reduce, scope: Scope) -> None:
             level(i + 1)
 
     level(0)
+    if state.finds_nan:
+        name = state.name
+        scope.w.line(f'{name} = tl.where({state.beside} != 0, float("nan"), {name})')
     scope.names[stmt.name], scope.axes[stmt.name] = state.name, BOTH
 
 

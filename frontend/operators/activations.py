@@ -82,18 +82,23 @@ def mish(c: Context, x: Value) -> Value:
 
 @lowers("aten.hardsigmoid.default")
 def hardsigmoid(c: Context, x: Value) -> Value:
-    return c.result(ramp(c, c.wide(x)))
+    return c.result(c.apply(ew.Div(), ramp(c, c.wide(x)), 6.0))
 
 
 @lowers("aten.hardswish.default")
 def hardswish(c: Context, x: Value) -> Value:
     x = c.wide(x)
-    return c.result(c.emit(ew.Mul(), x, ramp(c, x)))
+    return c.result(c.apply(ew.Div(), c.emit(ew.Mul(), x, ramp(c, x)), 6.0))
 
 
 def ramp(c: Context, x: Value) -> Value:
-    """Return `min(max(x + 3, 0), 6) / 6`."""
-    return c.apply(ew.Div(), bounded(c, c.apply(ew.Add(), x, 3.0), 0.0, 6.0), 6.0)
+    """Return `min(max(x + 3, 0), 6)`."""
+    return bounded(c, c.apply(ew.Add(), x, 3.0), 0.0, 6.0)
+
+
+@lowers("aten.threshold.default")
+def threshold(c: Context, x: Value, limit: float, value: float) -> Value:
+    return c.emit(ew.Where(), c.apply(ew.Le(), x, limit), c.operand(value, x.type.dtype), x)
 
 
 @lowers("aten.leaky_relu.default")

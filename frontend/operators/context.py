@@ -7,19 +7,24 @@ dimensions, everything else as it stands in the FX graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import sympy
 import torch
+from torch.utils._python_dispatch import (
+    _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
+)
 from torch.utils._sympy import functions as torch_sympy
 
 from ...errors import DiluError, Loc, UnsupportedError
-from ...ir.dtypes import DTYPES, F32, F64, DType
+from ...ir.dtypes import DTYPES, F8E8M0, F32, F64, DType
 from ...ir.graph import Node, Value
 from ...ir.op import Op
-from ...ir.ops.elementwise import Cast
+from ...ir.ops.elementwise import Cast, Ne, Where
 from ...ir.ops.index import BroadcastTo, Reshape, Slice, Transpose
 from ...ir.ops.reduce import ReduceSum
 from ...ir.rewrite import Builder
@@ -70,6 +75,15 @@ def dtype_of(dtype: torch.dtype, loc: Loc | None = None) -> DType:
     return TORCH_DTYPES[dtype]
 
 
+@cache
+def saturates(dtype: DType) -> bool:
+    """Return whether a cast to a narrow float saturates in the installed torch, where some
+    versions make NaN or infinity of what is too large, and others the largest number."""
+    kind = next(theirs for theirs, ours in TORCH_DTYPES.items() if ours == dtype)
+    with _disable_current_modes():  # not on fake tensors, which have no numbers
+        return bool(torch.full((), float("inf")).to(kind).to(torch.float32).isfinite())
+
+
 @dataclass
 class Symbols:
     """The names of torch's symbolic sizes in the graph."""
@@ -108,7 +122,8 @@ class Symbols:
 class Context:
     """The operator being lowered. `types` are the types of its outputs; `promoted` the common
     element type of its tensor and scalar arguments by torch's rules; `roles` the function's inputs
-    with a given part in a language model; `layers` emits the call of a run of decoder layers."""
+    with a given part in a language model; `layers` emits the call of a run of decoder layers;
+    `modules` are the classes of the modules that the operator was called in."""
 
     builder: Builder
     symbols: Symbols
@@ -118,6 +133,7 @@ class Context:
     roles: dict[str, Value]
     trust_indices: bool = False
     layers: Callable[[int, tuple[Value, ...]], Value] | None = None
+    modules: tuple[str, ...] = ()
 
     @property
     def type(self) -> TensorType:
@@ -141,7 +157,16 @@ class Context:
         return self.builder.emit(op, *inputs)
 
     def cast(self, x: Value, dtype: DType) -> Value:
-        return x if x.type.dtype == dtype else self.emit(Cast(dtype), x)
+        """Return `x` in another element type, as torch casts it."""
+        old = x.type.dtype
+        if old == dtype:
+            return x
+        if dtype.is_code:
+            return self.emit(Cast(dtype, saturates(dtype)), x)
+        made = self.emit(Cast(dtype), x)
+        if old == F8E8M0 and dtype.is_integer:  # the one type whose NaN is 0 then
+            return self.emit(Where(), self.emit(Ne(), x, x), self.builder.literal(0, dtype), made)
+        return made
 
     def wide(self, x: Value) -> Value:
         """Return `x` as f32, or f64 where it is: the precision composites compute in."""
@@ -157,7 +182,16 @@ class Context:
             return self.cast(x, dtype)
         if isinstance(x, sympy.Expr):
             return self.size(x, dtype)
-        return self.builder.literal(x, dtype)
+        if dtype.is_code:
+            return self.cast(self.builder.literal(x, F32), dtype)
+        return self.builder.literal(self.whole(x, dtype) if dtype.is_integer else x, dtype)
+
+    def whole(self, x: float | int | bool, dtype: DType) -> int:
+        """Return a number in an integer type: what is too large wraps."""
+        if isinstance(x, float) and not math.isfinite(x):
+            raise self.unsupported(f"the number {x} in a tensor of {dtype}")
+        number = int(x) % 2**dtype.bits
+        return number - 2**dtype.bits * (dtype.kind == "int" and number >= 2 ** (dtype.bits - 1))
 
     def size(self, size: Dim, dtype: DType) -> Value:
         """Return a dimension as a scalar (by counting, where it is symbolic)."""

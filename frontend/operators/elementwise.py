@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ...ir.dtypes import BOOL, DType
+from ...ir.dtypes import BOOL, DType, max_finite
 from ...ir.graph import Value
 from ...ir.op import Op
 from ...ir.ops import elementwise as ew
@@ -47,6 +47,8 @@ def truth(c: Context, x: Any) -> Value:
     """Return where `x` is not zero."""
     if not isinstance(x, Value):
         return c.operand(bool(x), BOOL)
+    if x.type.dtype.is_code:  # some have no zero to compare with
+        x = c.wide(x)
     return x if x.type.dtype == BOOL else c.apply(ew.Ne(), x, 0)
 
 
@@ -112,15 +114,51 @@ def div_mode(c: Context, a: Any, b: Any, rounding_mode: str | None = None) -> Va
         return div(c, a, b)
     if rounding_mode == "floor":
         return floor_divide(c, a, b)
-    if not c.dtype.is_float:
-        raise c.unsupported("integer division towards zero")
-    return c.result(truncated(c, c.apply(ew.Div(), a, b, dtype=c.dtype)))
+    if c.dtype.is_float:
+        return truncated(c, c.apply(ew.Div(), a, b, dtype=c.dtype))
+    a, b = c.operand(a, c.dtype), c.operand(b, c.dtype)
+    down, rest = c.emit(ew.Div(), a, b), c.emit(ew.Mod(), a, b)
+    return c.emit(ew.Where(), falls(c, rest, a, b), c.apply(ew.Add(), down, 1), down)
+
+
+def falls(c: Context, rest: Value, a: Value, b: Value) -> Value:
+    """Return where a division that leaves `rest` has a negative quotient, which is rounded."""
+    apart = c.emit(ew.Ne(), c.apply(ew.Lt(), a, 0), c.apply(ew.Lt(), b, 0))
+    return c.emit(ew.LogicalAnd(), c.apply(ew.Ne(), rest, 0), apart)
 
 
 @lowers("aten.floor_divide.default", "aten.floor_divide.Scalar")
 def floor_divide(c: Context, a: Any, b: Any) -> Value:
-    quotient = c.apply(ew.Div(), a, b, dtype=c.dtype)  # floors by itself for integers
-    return c.emit(ew.Floor(), quotient) if c.dtype.is_float else quotient
+    """The remainder is taken off first, so that the quotient is nearly whole.
+
+    Source: CPython's Objects/floatobject.c, _float_div_mod.
+    """
+    a, b = c.operand(a, c.dtype), c.operand(b, c.dtype)
+    if not c.dtype.is_float:
+        return c.emit(ew.Div(), a, b)  # of integers, towards minus infinity by itself
+    a, b = c.wide(a), c.wide(b)
+    quotient, rest = c.emit(ew.Div(), a, b), remainder_towards_zero(c, a, b)
+    whole = c.emit(ew.Div(), c.emit(ew.Sub(), a, rest), b)
+    below = falls(c, rest, rest, b)
+    whole = c.emit(ew.Where(), below, c.apply(ew.Sub(), whole, 1), whole)
+    down = c.emit(ew.Floor(), whole)
+    far = c.apply(ew.Gt(), c.emit(ew.Sub(), whole, down), 0.5)
+    nearest = c.emit(ew.Where(), far, c.apply(ew.Add(), down, 1), down)
+    return c.result(c.emit(ew.Where(), c.apply(ew.Eq(), b, 0), quotient, nearest))
+
+
+@lowers("aten.fmod.Tensor", "aten.fmod.Scalar")
+def fmod(c: Context, a: Any, b: Any) -> Value:
+    return remainder_towards_zero(c, c.operand(a, c.dtype), c.operand(b, c.dtype))
+
+
+def remainder_towards_zero(c: Context, a: Value, b: Value) -> Value:
+    """Return the remainder that has the sign of the dividend."""
+    if not a.type.dtype.is_float:
+        rest = c.emit(ew.Mod(), a, b)
+        return c.emit(ew.Where(), falls(c, rest, a, b), c.emit(ew.Sub(), rest, b), rest)
+    rest = c.emit(ew.Mod(), c.emit(ew.Abs(), a), c.emit(ew.Abs(), b))
+    return c.emit(ew.Where(), c.apply(ew.Lt(), a, 0), c.emit(ew.Neg(), rest), rest)
 
 
 @lowers("aten.trunc.default")
@@ -227,6 +265,62 @@ def isinf(c: Context, x: Value) -> Value:
     return c.apply(ew.Eq(), c.emit(ew.Abs(), x), float("inf"))
 
 
+@lowers("aten.isposinf.default", "aten.isneginf.default")
+def is_signed_inf(c: Context, x: Value) -> Value:
+    return c.apply(ew.Eq(), c.wide(x), math.inf if "posinf" in c.operator else -math.inf)
+
+
+@lowers("aten.isfinite.default")
+def isfinite(c: Context, x: Value) -> Value:
+    return c.apply(ew.Lt(), c.emit(ew.Abs(), c.wide(x)), math.inf)
+
+
+@lowers("aten.nan_to_num.default")
+def nan_to_num(
+    c: Context,
+    x: Value,
+    nan: float | None = None,
+    posinf: float | None = None,
+    neginf: float | None = None,
+) -> Value:
+    if not x.type.dtype.is_float:
+        return x
+    largest = max_finite(x.type.dtype)
+    high = largest if posinf is None else posinf
+    low = -largest if neginf is None else neginf
+    out = x
+    for condition, value in (
+        (c.apply(ew.Eq(), x, math.inf), high),
+        (c.apply(ew.Eq(), x, -math.inf), low),
+        (c.emit(ew.Ne(), x, x), nan or 0.0),
+    ):
+        out = c.emit(ew.Where(), condition, c.operand(value, x.type.dtype), out)
+    return out
+
+
+@lowers("aten.fmax.default", "aten.fmin.default")
+def number_of_two(c: Context, a: Value, b: Value) -> Value:
+    """Return the larger or smaller of two numbers, or the one that is a number."""
+    op = ew.Maximum() if "fmax" in c.operator else ew.Minimum()
+    a, b = c.cast(a, c.dtype), c.cast(b, c.dtype)
+    either = c.emit(ew.Where(), c.emit(ew.Ne(), b, b), a, c.emit(op, a, b))
+    return c.emit(ew.Where(), c.emit(ew.Ne(), a, a), b, either)
+
+
+@lowers("aten.logaddexp.default", "aten.logaddexp2.default")
+def logaddexp(c: Context, a: Value, b: Value) -> Value:
+    """Return `log(exp(a) + exp(b))`, or the same to the base 2: an infinity for two equal ones."""
+    natural = math.log(2) if "2" in c.operator else 1.0
+    a, b = (c.wide(c.cast(x, c.dtype)) for x in (a, b))
+    apart = c.emit(ew.Abs(), c.emit(ew.Sub(), a, b))
+    rest = log_one_plus(c, c.emit(ew.Exp(), c.apply(ew.Mul(), apart, -natural)))
+    rest = rest if natural == 1 else c.apply(ew.Div(), rest, natural)
+    value = c.emit(ew.Add(), c.emit(ew.Maximum(), a, b), rest)
+    endless = c.apply(ew.Eq(), c.emit(ew.Abs(), a), math.inf)
+    same = c.emit(ew.LogicalAnd(), endless, c.emit(ew.Eq(), a, b))
+    return c.result(c.emit(ew.Where(), same, a, value))
+
+
 @lowers("aten.clamp.default", "aten.clamp.Tensor", "aten.clamp_min.default",
         "aten.clamp_min.Tensor")  # fmt: skip
 def clamp(c: Context, x: Value, min: Any = None, max: Any = None) -> Value:
@@ -243,8 +337,14 @@ def clamp_max(c: Context, x: Value, max: Any) -> Value:
 
 @lowers("aten.lerp.Scalar", "aten.lerp.Tensor")
 def lerp(c: Context, a: Value, b: Value, weight: Any) -> Value:
-    step = c.apply(ew.Mul(), c.emit(ew.Sub(), b, a), weight)
-    return c.emit(ew.Add(), a, step)
+    """From the end that is nearer, so that 0 gives `a` and 1 gives `b`, infinite or not."""
+    a, b, weight = (c.wide(c.operand(v, c.dtype)) for v in (a, b, weight))
+    apart = c.emit(ew.Sub(), b, a)
+    from_a = c.emit(ew.Add(), a, c.emit(ew.Mul(), weight, apart))
+    rest = c.apply(ew.Sub(), 1, weight)
+    from_b = c.emit(ew.Sub(), b, c.emit(ew.Mul(), apart, rest))
+    near = c.apply(ew.Lt(), c.emit(ew.Abs(), weight), 0.5)
+    return c.result(c.emit(ew.Where(), near, from_a, from_b))
 
 
 @lowers("aten.addcmul.default", "aten.addcdiv.default")

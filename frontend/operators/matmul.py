@@ -9,12 +9,12 @@ from typing import Any
 from ...ir.dtypes import BOOL
 from ...ir.graph import Value
 from ...ir.ops import elementwise as ew
-from ...ir.ops.index import Iota, Transpose
+from ...ir.ops.index import Iota, Reshape, Slice, Take, Transpose
 from ...ir.ops.matmul import MatMul
 from ...ir.ops.reduce import ReduceSum
 from ...ir.types import numel
 from .context import Context, lowers
-from .normalize import softmax_of
+from .normalize import safe_softmax_of, softmax_of
 
 
 def product(c: Context, a: Value, b: Value) -> Value:
@@ -123,7 +123,8 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Value:
-    """`softmax(q · kᵀ · scale + mask) · v`; with grouped heads, several q heads share one of k."""
+    """`softmax(q · kᵀ · scale + mask) · v`; with grouped heads, several q heads share one of k.
+    A row that sees no key is zero."""
     if dropout:
         raise c.unsupported("dropout while training (call model.eval() first)")
     lead, (length, width) = q.type.shape[:-2], q.type.shape[-2:]
@@ -141,12 +142,39 @@ def attention(
     if is_causal:
         row = c.reshape(c.emit(Iota(length)), (length, 1))
         mask = c.emit(ew.Le(), c.emit(Iota(places)), row)
-    if mask is not None and mask.type.dtype == BOOL:
-        scores = c.emit(ew.Where(), mask, scores, c.operand(-math.inf, scores.type.dtype))
-    elif mask is not None:
-        scores = c.emit(ew.Add(), scores, c.cast(mask, scores.type.dtype))
-    y = c.emit(MatMul(), softmax_of(c, scores, -1), c.wide(v))
+    if mask is not None:
+        scores = masked(c, scores, mask, is_causal)
+    softmax = softmax_of if is_native_self_attention(c, q, k, v) else safe_softmax_of
+    y = c.emit(MatMul(), softmax(c, scores, -1), c.wide(v))
     return c.result(c.reshape(y, c.type.shape))
+
+
+def masked(c: Context, scores: Value, mask: Value, is_causal: bool) -> Value:
+    """Return scores with -inf for what is not seen: in its place for what is to come, added to it
+    as a mask says, so that NaN stays."""
+    dtype = scores.type.dtype
+    if is_causal:
+        return c.emit(ew.Where(), mask, scores, c.operand(-math.inf, dtype))
+    if mask.type.dtype == BOOL:
+        mask = c.emit(ew.Where(), mask, c.operand(0, dtype), c.operand(-math.inf, dtype))
+    return c.emit(ew.Add(), scores, c.cast(mask, dtype))
+
+
+def is_native_self_attention(c: Context, q: Value, k: Value, v: Value) -> bool:
+    """Whether torch runs this, in the module it is of, by a kernel that makes rows which see no key
+    NaN: `nn.MultiheadAttention` of one tensor, in evaluation mode, where heads are even."""
+    if c.modules[-1:] != ("MultiheadAttention",) or q.type.rank != 4 or q.type.shape[1] % 2:
+        return False
+    return len({origin(c, x).name for x in (q, k, v)}) == 1
+
+
+def origin(c: Context, x: Value) -> Value:
+    """Return what a value is a view of."""
+    node = c.producer(x)
+    while node is not None and isinstance(node.op, (Reshape, Transpose, Slice, Take)):
+        x = node.inputs[0]
+        node = c.producer(x)
+    return x
 
 
 def grouped_mask(c: Context, mask: Value | None, split: tuple[Any, ...]) -> Value | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,16 +16,33 @@ from .reduce import average
 _EPSILON = 1.1920928955078125e-07  # f32's, what rms_norm adds when nothing is said
 
 
-@lowers("aten.softmax.int", "aten._softmax.default", "aten._safe_softmax.default")
+@lowers("aten.softmax.int", "aten._softmax.default")
 def softmax(c: Context, x: Value, axis: int, *_: Any, **__: Any) -> Value:
     return c.result(softmax_of(c, c.wide(x), axis))
 
 
+@lowers("aten._safe_softmax.default")
+def safe_softmax(c: Context, x: Value, axis: int, *_: Any, **__: Any) -> Value:
+    return c.result(safe_softmax_of(c, c.wide(x), axis))
+
+
 def softmax_of(c: Context, x: Value, axis: int) -> Value:
-    """Return `exp(x - max) / Σ exp(x - max)` along `axis`."""
+    """Return `exp(x - max) / Σ exp(x - max)` along `axis`: NaN where all is -inf."""
     axis = c.axis(axis, x.type.rank)
     exp = c.emit(ew.Exp(), c.emit(ew.Sub(), x, c.emit(ReduceMax((axis,), True), x)))
     return c.emit(ew.Div(), exp, c.emit(ReduceSum((axis,), True), exp))
+
+
+def safe_softmax_of(c: Context, x: Value, axis: int) -> Value:
+    """Return the softmax along `axis`, zero where all is -inf."""
+    axis = c.axis(axis, x.type.rank)
+    top = c.emit(ReduceMax((axis,), True), x)
+    top = c.emit(ew.Where(), c.apply(ew.Eq(), top, -math.inf), c.operand(0, x.type.dtype), top)
+    exp = c.emit(ew.Exp(), c.emit(ew.Sub(), x, top))
+    total = c.emit(ReduceSum((axis,), True), exp)  # at least 1 where anything is above -inf
+    none = c.apply(ew.Eq(), total, 0)
+    total = c.emit(ew.Where(), none, c.operand(1, x.type.dtype), total)
+    return c.emit(ew.Div(), exp, total)
 
 
 @lowers("aten.log_softmax.int", "aten._log_softmax.default")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from ...ir.dtypes import BOOL, F32, DType, promote
+from ...ir.dtypes import BOOL, F32, U8, DType, promote
 from ...ir.graph import Value
 from ...ir.op import Op
 from ...ir.ops import elementwise as ew
@@ -60,7 +61,9 @@ def var(
     total = reduced(c, ReduceSum, c.emit(ew.Mul(), centred, centred), axes, keepdim)
     size = c.size(count(c, x, axes), wide.type.dtype)
     less = 1 if correction is None else correction
-    value = c.emit(ew.Div(), total, c.apply(ew.Sub(), size, less) if less else size)
+    if less:
+        size = c.apply(ew.Maximum(), c.apply(ew.Sub(), size, less), 0)
+    value = c.emit(ew.Div(), total, size)
     if "std" in c.operator:
         value = c.emit(ew.Sqrt(), value)
     if "mean" in c.operator:
@@ -88,6 +91,12 @@ def extreme(c: Context, x: Value) -> Value:
     return reduced(c, ReduceMax if "max" in c.operator else ReduceMin, x, None, False)
 
 
+@lowers("aten.aminmax.default")
+def aminmax(c: Context, x: Value, *, dim: int | None = None, keepdim: bool = False) -> Any:
+    low, high = (reduced(c, op, x, dim, keepdim) for op in (ReduceMin, ReduceMax))
+    return c.reshape(low, c.type.shape), c.reshape(high, c.type.shape)
+
+
 @lowers("aten.max.dim", "aten.min.dim")
 def extreme_dim(c: Context, x: Value, axis: int, keep: bool = False) -> tuple[Value, Value]:
     largest = "max" in c.operator
@@ -109,7 +118,17 @@ def argmax_of(c: Context, x: Value, axis: int, largest: bool) -> Value:
         return c.fill(0, c.types[-1])
     axis = c.axis(axis, rank)
     x = c.transpose(x, [*(a for a in range(rank) if a != axis), axis])
-    return c.emit(ArgMax(), x if largest else c.emit(ew.Neg(), x))
+    return c.emit(ArgMax(), x if largest else opposite(c, x))
+
+
+def opposite(c: Context, x: Value) -> Value:
+    """Return numbers whose order is the opposite one (NaN being the largest in both)."""
+    if x.type.dtype == BOOL:
+        return c.emit(ew.LogicalNot(), x)
+    if x.type.dtype.is_float:
+        return c.emit(ew.Neg(), x)
+    largest = 2**x.type.dtype.bits - 1 if x.type.dtype.kind == "uint" else -1
+    return c.apply(ew.Sub(), largest, x)  # not a negation, which the smallest number has none of
 
 
 @lowers("aten.any.default", "aten.any.dim", "aten.any.dims", "aten.all.default", "aten.all.dim",
@@ -117,13 +136,15 @@ def argmax_of(c: Context, x: Value, axis: int, largest: bool) -> Value:
 def any_all(c: Context, x: Value, axes: Axes = None, keep: bool = False) -> Value:
     flags = c.cast(truth(c, x), F32)
     op = ReduceMax if "any" in c.operator else ReduceMin
-    return c.apply(ew.Ne(), reduced(c, op, flags, axes, keep), 0.0)
+    return c.result(c.apply(ew.Ne(), reduced(c, op, flags, axes, keep), 0.0))  # u8 of u8
 
 
 @lowers("aten.logsumexp.default")
 def logsumexp(c: Context, x: Value, axes: Axes, keep: bool = False) -> Value:
     wide = c.wide(x)
     top = reduced(c, ReduceMax, wide, axes, True)
+    endless = c.apply(ew.Eq(), c.emit(ew.Abs(), top), math.inf)
+    top = c.emit(ew.Where(), endless, c.operand(0, top.type.dtype), top)
     total = reduced(c, ReduceSum, c.emit(ew.Exp(), c.emit(ew.Sub(), wide, top)), axes, True)
     value = c.emit(ew.Add(), c.emit(ew.Log(), total), top)
     return c.result(c.reshape(value, c.type.shape))
@@ -133,14 +154,20 @@ def logsumexp(c: Context, x: Value, axes: Axes, keep: bool = False) -> Value:
 def vector_norm(
     c: Context, x: Value, order: Any = 2, axes: Axes = None, keep: bool = False, **_: Any
 ) -> Value:
-    wide = c.wide(x)
-    if order in (1, float("inf")):
-        op = ReduceSum if order == 1 else ReduceMax
-        return c.result(reduced(c, op, c.emit(ew.Abs(), wide), axes, keep))
-    if order not in (2, None):
-        raise c.unsupported(f"a norm of order {order}")
-    total = reduced(c, ReduceSum, c.emit(ew.Mul(), wide, wide), axes, keep)
-    return c.result(c.emit(ew.Sqrt(), total))
+    wide = c.cast(x, accumulator(c, c.dtype))
+    order = 2 if order is None else float(order)
+    if order == 2:
+        total = reduced(c, ReduceSum, c.emit(ew.Mul(), wide, wide), axes, keep)
+        return c.result(c.emit(ew.Sqrt(), total))
+    size = c.emit(ew.Abs(), wide)
+    if math.isinf(order):
+        return c.result(reduced(c, ReduceMax if order > 0 else ReduceMin, size, axes, keep))
+    if order == 0:  # how many are not zero
+        size = c.cast(c.apply(ew.Ne(), size, 0), size.type.dtype)
+    elif order != 1:
+        size = c.apply(ew.Pow(), size, order)
+    total = reduced(c, ReduceSum, size, axes, keep)
+    return c.result(total if order in (0, 1) else c.apply(ew.Pow(), total, 1 / order))
 
 
 @lowers("aten.cumsum.default")
@@ -187,9 +214,9 @@ def ranked(c: Context, x: Value, k: Dim, axis: int, largest: bool) -> tuple[Valu
     """Return the `k` largest or smallest along `axis`, in order, and their indices."""
     if not isinstance(k, int):
         raise c.unsupported("a symbolic number of elements")
-    if x.type.dtype == BOOL:
-        raise c.unsupported("ordering bools")
-    x = c.swap(x, axis, -1)
-    values, indices = c.builder.add(TopK(k), x if largest else c.emit(ew.Neg(), x))
-    values = values if largest else c.emit(ew.Neg(), values)
-    return c.swap(values, axis, -1), c.swap(indices, axis, -1)
+    if not x.type.rank:
+        return x, c.fill(0, c.types[-1])
+    dtype = x.type.dtype
+    x = c.swap(c.cast(x, U8) if dtype == BOOL else x, axis, -1)
+    values, indices = c.builder.add(TopK(k, largest), x)
+    return c.cast(c.swap(values, axis, -1), dtype), c.swap(indices, axis, -1)

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from ..dtypes import BOOL, DType, promote
-from ..op import Op, expect, register
+from ..dtypes import BOOL, DType, promote, to_integer
+from ..op import Op, expect, register, unless
 from ..types import TensorType, broadcast
 
 
@@ -168,8 +168,14 @@ class Mod(Binary):
 
 @register("pow")
 class Pow(Binary):
+    """A power; of integers the whole part of it, which is zero for most negative exponents."""
+
     def reference(self, a, b):
-        return np.power(a, b)
+        if np.issubdtype(np.result_type(a), np.floating):
+            return np.power(a, b)
+        power = np.power(a, np.maximum(b, 0))
+        inverse = np.where(a == 1, 1, np.where(a == -1, 1 - 2 * (b & 1), 0))
+        return np.where(b < 0, inverse, power).astype(power.dtype)
 
 
 @register("maximum")
@@ -251,16 +257,22 @@ class Where(Op):
 
 @register("cast")
 class Cast(Op):
-    """The value in another element type: floats to nearest even, f8 saturating, ints truncated."""
+    """The value in another element type.
+
+    Floats round to nearest even, those of at most 16 bits by way of f32. Narrow floats saturate
+    or become infinity or NaN, see `dtypes.encode`. Integers wrap; floats become integers as
+    `dtypes.to_integer` says; a bool is whether the value is not zero, NaN included.
+    """
 
     dtype: DType
+    saturate: bool = unless(True)
 
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
         return (x.with_dtype(self.dtype),)
 
     def reference(self, x):
         if self.dtype.is_integer and np.issubdtype(x.dtype, np.floating):
-            return np.trunc(x).astype(self.dtype.value)
+            return to_integer(self.dtype, x)
         return x.astype(self.dtype.value) if not self.dtype.is_float else x
 
 

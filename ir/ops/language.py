@@ -40,7 +40,8 @@ class Attention(Op):
     `q[T,H,D]`, `keys[B,G,Hkv,D]`, `values[B,G,Hkv,Dv']`, `positions i64[T]`, `sequence i64[T]`
     (index of a token's sequence), `pages i64[S,P]` (the pages of every sequence) →
     `[T,H,value_dim]`. Token t sees the places 0…positions[t] of its sequence, or the last
-    `window` of them. Each of the Hkv key heads serves H/Hkv query heads. Only the first
+    `window` of them; one with a negative position sees none and is zero, as is one whose scores are
+    all -inf. Each of the Hkv key heads serves H/Hkv query heads. Only the first
     `value_dim` numbers of a value row are used, so that latent attention can pass its one cache
     twice.
     """
@@ -79,8 +80,10 @@ class Attention(Op):
             k = np.repeat(keys[at], group, axis=1)
             v = np.repeat(values[at][..., : self.value_dim], group, axis=1)
             scores = np.einsum("hd,nhd->hn", q[t], k) * self.scale
-            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-            weights /= weights.sum(axis=1, keepdims=True)
+            highest = scores.max(axis=1, keepdims=True, initial=-np.inf)
+            weights = np.exp(scores - np.where(highest == -np.inf, 0.0, highest))
+            total = weights.sum(axis=1, keepdims=True)
+            weights /= np.where(total == 0, 1.0, total)
             out[t] = np.einsum("hn,nhd->hd", weights, v)
         return out
 

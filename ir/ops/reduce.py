@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..dtypes import I64
-from ..op import Op, expect, register
+from ..op import Op, expect, register, unless
 from ..types import TensorType
 
 
@@ -55,7 +55,10 @@ class ReduceMin(Reduce):
 
 @register("argmax")
 class ArgMax(Op):
-    """The index of the largest element along the last axis, the first among equals."""
+    """The index of the largest element along the last axis, the first among equals.
+
+    NaN is larger than anything.
+    """
 
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
         return (x.with_dtype(I64).with_shape(x.shape[:-1]),)
@@ -66,12 +69,13 @@ class ArgMax(Op):
 
 @register("topk")
 class TopK(Op):
-    """The `k` largest along the last axis, descending, and their indices.
+    """The `k` largest along the last axis, descending, and their indices; or the `k` smallest.
 
-    Among equals the lower index comes first.
+    Among equals the lower index comes first. NaN is larger than anything.
     """
 
     k: int
+    largest: bool = unless(True)
 
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
         size = x.shape[-1]
@@ -80,5 +84,8 @@ class TopK(Op):
         return out, out.with_dtype(I64)
 
     def reference(self, x):
-        indices = np.argsort(-x, axis=-1, kind="stable")[..., : self.k]
+        indices = np.argsort(x[..., ::-1] if self.largest else x, axis=-1, kind="stable")
+        if self.largest:  # the last of the reversed row first: the largest, lower indices first
+            indices = x.shape[-1] - 1 - indices[..., ::-1]
+        indices = indices[..., : self.k]
         return np.take_along_axis(x, indices, axis=-1), indices

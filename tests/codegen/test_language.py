@@ -77,10 +77,39 @@ def test_attention(compiled, reference, random_inputs):
         np.testing.assert_allclose(got, want, atol=bound, err_msg=f.name)
 
 
+def test_attention_where_scores_are_minus_infinity(compiled, reference, random_inputs):
+    """Keys of -inf that positive queries meet: the first ones of a sequence, or all of one."""
+    module = compiled(ATTENTION)
+    sizes = {"T": 7, "S": 2, "P": P, "B": B}
+    for f in module.graph.functions:
+        if f.name == "half":
+            continue  # the same kernel; its inputs are not f32
+        inputs = random_inputs(f, sizes, 3)
+        inputs[0] = np.abs(inputs[0])
+        _, sequence, pages = inputs[1:4] = batch(np.random.default_rng(0))
+        if f.name == "latent":
+            inputs[4][pages[1]] = np.float32(-1e38)  # a value, too, so that it has to be finite
+            inputs[0] *= 100
+        else:
+            inputs[4][pages[0, 0]] = inputs[4][pages[1]] = -np.inf
+        got = module.run(f.name, inputs, sizes)[0]
+        want = reference(module.graph, f.name, inputs, sizes)[0]
+        np.testing.assert_allclose(got, want, atol=BOUND, err_msg=f.name)
+        assert (got[sequence == 1] == 0).all() and np.isfinite(got).all()
+
+
 TOPK = """graph planned
 func @both(%x: f32[T,40]) {
   %v: f32[T,5], %i: i64[T,5] = kernel(%x) {kind="topk", body=func @both_kernel(%x: f32[T,40]) {
     %v: f32[T,5], %i: i64[T,5] = topk(%x) {k=5}
+    return %v, %i
+  }}
+  return %v, %i
+}
+func @smallest(%x: f32[T,40]) {
+  %v: f32[T,40], %i: i64[T,40] = kernel(%x) {kind="topk",
+    body=func @smallest_kernel(%x: f32[T,40]) {
+    %v: f32[T,40], %i: i64[T,40] = topk(%x) {k=40, largest=false}
     return %v, %i
   }}
   return %v, %i
@@ -107,9 +136,9 @@ def test_topk(compiled, reference, random_inputs):
     for size in (1, 6):
         for f in module.graph.functions:
             inputs = random_inputs(f, {"T": size}, size)
-            if f.name == "both":
+            if f.name in ("both", "smallest"):
                 inputs[0] = np.round(inputs[0])  # many equals: the first comes first
-                inputs[0][0, 3:6] = [np.inf, -np.inf, np.nan]
+                inputs[0][0, 3:8] = [np.inf, -np.inf, np.nan, np.nan, -0.0]
             got = module.run(f.name, inputs, {"T": size})
             want = reference(module.graph, f.name, inputs, {"T": size})
             for value, g, w in zip(f.results, got, want, strict=True):

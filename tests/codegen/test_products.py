@@ -5,6 +5,7 @@ The bound is on |error| / (|a|·|b|), which is what accumulating in f32 can prom
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -268,6 +269,22 @@ def test_experts(compiled, reference, random_inputs, planned, grid):
             (got,) = module.run(f.name, inputs, {"T": size})
             (want,) = reference(graph, f.name, inputs, {"T": size}, wide=True)
             assert_close(f.results[0], got, want, f"@{f.name}, T={size}, grid {grid}")
+
+
+def test_what_is_not_finite_stays_in_its_row(compiled, random_inputs):
+    """Of products and of experts, at sizes that no tile divides."""
+    module = compiled("graph planned\n" + experts_text() + plain("f32"))
+    for f, size in itertools.product(module.graph.functions, (9, 45)):
+        inputs = model_inputs(f, {"T": size}, random_inputs, size)
+        if f.name.startswith("experts"):
+            inputs[1] = np.random.default_rng(size).integers(0, E, (size, TOP))
+        (before,) = module.run(f.name, inputs, {"T": size})
+        rows = [1, size // 2, size - 1]
+        inputs[0][rows] = np.array([np.nan, np.inf, -np.inf])[:, None]
+        (after,) = module.run(f.name, inputs, {"T": size})
+        others = [i for i in range(size) if i not in rows]
+        np.testing.assert_array_equal(before[others], after[others], f.name)
+        assert np.isnan(after[1]).all()
 
 
 def test_no_tokens(compiled, random_inputs, reference):

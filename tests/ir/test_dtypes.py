@@ -21,6 +21,7 @@ from dilu.ir.dtypes import (
     I32,
     I64,
     U8,
+    U32,
     decode,
     decode_table,
     dtype,
@@ -28,6 +29,7 @@ from dilu.ir.dtypes import (
     max_finite,
     promote,
     round_to,
+    to_integer,
     to_storage,
 )
 
@@ -156,6 +158,45 @@ def test_overflow(t, last, first_out, beyond):
     negative = encode(t, -numbers, saturate=False).tolist()
     assert negative[0] == largest | sign
     assert negative[1:] == [beyond | (sign if t is F8E5M2 else 0)] * 3
+
+
+def test_scales_round_as_torch_does():
+    """No sign, ties up, and up all that is between the two smallest numbers."""
+    least = 2.0**-127
+    numbers = [0.0, -0.0, least / 2, least, 1.01 * least, 2 * least, 1.49, 1.5, -3.0, 2.0**127]
+    assert encode(F8E8M0, np.array(numbers)).tolist() == [0, 0, 0, 0, 1, 1, 127, 128, 129, 254]
+    above = np.array([1.5 * 2.0**127, 1e300, np.inf, -np.inf])
+    assert encode(F8E8M0, above, saturate=False).tolist() == [255] * 4
+    assert encode(F8E8M0, above).tolist() == [254] * 4
+    assert encode(F8E8M0, np.array([np.nan])).tolist() == [255]
+
+
+def test_floats_become_integers_by_way_of_wider_ones():
+    numbers = np.array([1.9, -1.9, 300.0, -1.0, 2.0**31, 2.0**63, -1e30, np.inf, np.nan])
+    low, lowest = -(2**31), -(2**63)
+    want = {
+        I8: [1, -1, 44, -1, 0, 0, 0, 0, 0],
+        U8: [1, 255, 44, 255, 0, 0, 0, 0, 0],
+        I32: [1, -1, 300, -1, low, low, low, low, low],
+        U32: [1, 2**32 - 1, 300, 2**32 - 1, 2**31, 0, 0, 0, 0],
+        I64: [1, -1, 300, -1, 2**31, lowest, lowest, lowest, lowest],
+    }
+    for t, integers in want.items():
+        assert to_integer(t, numbers).tolist() == integers
+        assert to_integer(t, numbers).dtype == t.storage
+
+
+def test_infinities_of_a_format_stay():
+    numbers = np.array([np.inf, -np.inf, 57344.0], np.float32)
+    assert np.array_equal(round_to(F8E5M2, numbers), numbers)
+    assert round_to(F8E5M2, numbers, saturate=True).tolist() == [57344, -57344, 57344]
+    assert np.isinf(round_to(BF16, np.array([3.4e38, np.inf]), saturate=True)).all()
+
+
+def test_narrow_floats_are_rounded_by_way_of_f32():
+    """Just above the middle of two numbers of f16, but not in f32."""
+    assert round_to(F16, np.array([1 + 2.0**-11 + 2.0**-40])).tolist() == [1.0]
+    assert round_to(BF16, np.array([2**24 + 2**16 + 1])).tolist() == [2.0**24]
 
 
 def test_e2m1_always_saturates():

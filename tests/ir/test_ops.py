@@ -151,3 +151,56 @@ def test_integers_divide_downwards():
         b,
     )
     assert (quotient.tolist(), rest.tolist()) == ([3, -4], [1, 1])
+
+
+def test_nan_is_the_largest():
+    x = np.array([[1.0, np.nan, -0.0, 0.0, np.inf, np.nan]], np.float32)
+    top, at, low, where, first = run(
+        """(%x: f32[T,6]) {
+  %v: f32[T,6], %i: i64[T,6] = topk(%x) {k=6}
+  %w: f32[T,6], %j: i64[T,6] = topk(%x) {k=6, largest=false}
+  %a: i64[T] = argmax(%x)
+  return %v, %i, %w, %j, %a }""",
+        x,
+    )
+    assert at.tolist() == [[1, 5, 4, 0, 2, 3]] and np.isnan(top[0, :2]).all()
+    assert where.tolist() == [[2, 3, 0, 4, 1, 5]] and low[0, :4].tolist() == [0, 0, 1, np.inf]
+    assert first.tolist() == [1]
+
+
+def test_the_smallest_integers():
+    x = np.array([[3, -(2**63), 2**63 - 1, 3]])
+    low, where = run(
+        """(%x: i64[T,4]) {
+  %w: i64[T,3], %j: i64[T,3] = topk(%x) {k=3, largest=false}
+  return %w, %j }""",
+        x,
+    )
+    assert low.tolist() == [[-(2**63), 3, 3]] and where.tolist() == [[1, 0, 3]]
+
+
+def test_integer_powers():
+    base, exponent = np.array([2, 2, 1, -1, -1, 0, 3]), np.array([10, -1, -5, -3, -2, -1, 39])
+    (out,) = run(
+        """(%a: i64[7], %b: i64[7]) {
+  %p: i64[7] = pow(%a, %b)
+  return %p }""",
+        base,
+        exponent,
+    )
+    assert out.tolist() == [1024, 0, 1, -1, 1, 0, 3**39]
+
+
+def test_tokens_that_see_nothing_are_zero():
+    rng = np.random.default_rng(0)
+    q, k, v = (np.abs(rng.normal(size=s)).astype(np.float32)
+               for s in ((2, 1, 4), (1, 3, 1, 4), (1, 3, 1, 4)))  # fmt: skip
+    k[0, :2] = -np.inf
+    (out,) = run(
+        """(%q: f32[T,1,4], %k: f32[B,3,1,4], %v: f32[B,3,1,4], %p: i64[T], %s: i64[T],
+            %n: i64[S,P]) {
+  %z: f32[T,1,4] = attention(%q, %k, %v, %p, %s, %n) {scale=0.5, value_dim=4, window=none}
+  return %z }""",
+        q, k, v, np.array([-1, 1]), np.zeros(2, np.int64), np.zeros((1, 1), np.int64),
+    )  # fmt: skip
+    assert (out == 0).all()

@@ -18,6 +18,9 @@ func @main(%x: f32[T,8], %i: i64[2*T + 1]) state(%keys: bf16[B,4,1,8]) const(%a.
   %f: bool[] = literal() {dtype=bool, value=true}
   %s: f32[T + -1,8] = slice(%x) {axis=0, start=1, step=1, stop=<T>}
   %v: f32[T,2], %w: i64[T,2] = topk(%x) {k=2}
+  %l: f32[T,2], %n: i64[T,2] = topk(%x) {k=2, largest=false}
+  %g: f8e5m2[T,8] = cast(%x) {dtype=f8e5m2}
+  %h: f8e5m2[T,8] = cast(%x) {dtype=f8e5m2, saturate=false}
   %o: f32[T,8] = attention(%x, %x, %x, %i, %i, %i) {scale=1e-05, value_dim=8, window=none}
   %y: f32[T,8] = call(%x) {body=func @inner(%x: f32[T,8]) {
     %r: f32[8,T] = reshape(%x) {shape=[8, <T>]}

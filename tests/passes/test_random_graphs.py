@@ -114,7 +114,8 @@ class Maker:
         self.add(ew.Where(), condition, x, zero)
 
     def rounded(self, x: Value) -> None:
-        narrow = self.builder.emit(ew.Cast(self.pick([BF16, F8E4M3, F8E5M2])), x)
+        cast = ew.Cast(self.pick([BF16, F8E4M3, F8E5M2]), self.pick([True, False]))
+        narrow = self.builder.emit(cast, x)
         if self.pick([True, False]) and x.type.rank:
             order = tuple(range(x.type.rank))[::-1]
             narrow = self.builder.emit(Transpose(order), narrow)
@@ -154,7 +155,7 @@ class Maker:
 
     def ordered(self, x: Value) -> None:
         if x.type.rank and x.type.shape[-1] in (8, 4):
-            top, at = self.builder.add(TopK(2), x)
+            top, at = self.builder.add(TopK(2, self.pick([True, False])), x)
             self.floats += [top, self.builder.emit(TakeAlong(), x, at), self.as_float(at)]
 
     def located(self, x: Value) -> None:

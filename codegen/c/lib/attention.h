@@ -18,7 +18,7 @@
  * Numerics: f32, keys in tiles at fixed absolute positions, so that a token's result depends neither on
  * the other tokens of the batch nor on threads. Positions beyond a token's own may be computed with
  * weight zero when other tokens of the batch reach them; what they hold must then be finite.
- * A token with a negative position gets zeros.
+ * A token with a negative position, or whose scores are all -inf, gets zeros.
  */
 #ifndef DILU_ATTENTION_H
 #define DILU_ATTENTION_H
@@ -184,10 +184,11 @@ DILU_INLINE float dilu_softmax_row(float* restrict p, int64_t tile, int64_t firs
   for (int i = 0; i < DILU_KEYS; i += DILU_LANES)
     for (int j = 0; j < DILU_LANES; j++) lanes[j] = dilu_select(p[i + j] > lanes[j], p[i + j], lanes[j]);
   for (int j = 0; j < DILU_LANES; j++) highest = lanes[j] > highest ? lanes[j] : highest;
-  for (int i = 0; i < DILU_KEYS; i++) p[i] = dilu_expf(p[i] - highest);
+  float from = highest > -__builtin_inff() ? highest : 0.0f; /* scores may all be -inf so far */
+  for (int i = 0; i < DILU_KEYS; i++) p[i] = dilu_expf(p[i] - from);
   for (int i = 0; i < DILU_KEYS; i += DILU_LANES)
     for (int j = 0; j < DILU_LANES; j++) total[j] += p[i + j];
-  float decay = dilu_expf(*maximum - highest);
+  float decay = dilu_expf(*maximum - from);
   *sum = DILU_FMAF(*sum, decay, v_hsum(v_load(total)));
   *maximum = highest;
   return decay;
@@ -252,7 +253,7 @@ DILU_NOINLINE void dilu_attention_finish(const dilu_attention_args* a, const dil
   for (int64_t t = t0; t < t1; t++)
     for (int64_t h = h0; h < h1; h++, row++) {
       float* out = a->out + t * a->out_stride + h * a->Dv;
-      float inverse = s->last[row] < 0 ? 0.0f : 1.0f / s->sum[row];
+      float inverse = s->sum[row] == 0.0f ? 0.0f : 1.0f / s->sum[row]; /* it sees no key, or scores are -inf */
       for (int64_t d = 0; d < a->Dv; d++) out[d] = s->o[row * s->v_width + d] * inverse;
     }
 }

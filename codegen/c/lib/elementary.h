@@ -70,6 +70,8 @@ DILU_INLINE float dilu_tanh(float x) {
 /* Rational minimax approximation on |x| <= 3.8325, beyond which f32 erf is +-1 (coefficients as in
  * XLA's f32 erf). */
 DILU_INLINE float dilu_erf(float x) {
+  int beyond = (x >= 3.8325069f) | (x <= -3.8325069f); /* where the quotient is only nearly +-1 */
+  float limit = dilu_from_bits((dilu_to_bits(x) & 0x80000000u) | 0x3F800000u);
   x = dilu_select(x > 3.8325069f, 3.8325069f, x);
   x = dilu_select(x < -3.8325069f, -3.8325069f, x);
   float z = x * x;
@@ -85,7 +87,7 @@ DILU_INLINE float dilu_erf(float x) {
   q = DILU_FMAF(q, z, 0.11098505178285362f);
   q = DILU_FMAF(q, z, 0.49746925110067538f);
   q = DILU_FMAF(q, z, 1.0f);
-  return x * p / q;
+  return dilu_select(beyond, limit, x * p / q);
 }
 
 #endif

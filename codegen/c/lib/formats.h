@@ -5,11 +5,11 @@
  *
  *   int      dilu_size(format)                       bytes per value
  *   float    dilu_decode_bf16/f16/f8e4m3/f8e5m2/f8e8m0(code)
- *   code     dilu_encode_bf16/f16/f8e4m3/f8e5m2(value[, saturate])
+ *   code     dilu_encode_bf16/f16/f8e4m3/f8e5m2/f8e8m0(value[, saturate])
  *   float    dilu_load(format, base, index)          any format, any alignment
  *   void     dilu_store(format, base, index, value, saturate)
  *
- * saturate = 0: a value beyond the largest finite one becomes NaN (f8e4m3) or infinity (others).
+ * saturate = 0: a value beyond the largest finite one becomes NaN (f8e4m3, f8e8m0) or infinity (others).
  * saturate = 1: it becomes the largest finite value, infinities included. NaN stays NaN in both.
  *
  * Nothing here depends on the flush-to-zero state of the processor: no operand or result of a
@@ -137,6 +137,14 @@ DILU_INLINE uint8_t dilu_encode_f8e4m3(float value, int saturate) {
 DILU_INLINE uint8_t dilu_encode_f8e5m2(float value, int saturate) {
   uint32_t sign = dilu_to_bits(value) >> 24 & 0x80u;
   return (uint8_t)(sign | dilu_encode_magnitude(value, 2, 15, 0x7Bu, saturate ? 0x7Bu : 0x7Cu, 0x7Eu));
+}
+
+/* No sign; ties go up, and so does all between the smallest number, 2^-127, and 2^-126: as in torch. */
+DILU_INLINE uint8_t dilu_encode_f8e8m0(float value, int saturate) {
+  uint32_t bits = dilu_to_bits(value) & 0x7FFFFFFFu, exponent = bits >> 23;
+  uint32_t code = exponent + (bits >> 22 & (exponent > 0 || (bits & 0x3FFFFFu) != 0));
+  code = dilu_select_bits(code > 0xFEu, saturate ? 0xFEu : 0xFFu, code);
+  return (uint8_t)dilu_select_bits(bits > 0x7F800000u, 0xFFu, code);
 }
 
 /* ---- memory ---------------------------------------------------------------------------- */

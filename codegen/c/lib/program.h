@@ -104,11 +104,13 @@ DILU_INLINE int64_t dilu_mod_i64(int64_t a, int64_t b) {
 DILU_INLINE int64_t dilu_div_i64(int64_t a, int64_t b) {
   if (b == 0) return 0;
   if (b == -1) return -a;
-  return (a - dilu_mod_i64(a, b)) / b;
+  return a / b - (a % b != 0 && (a < 0) != (b < 0));
 }
 
+/* The whole part of a power: zero for most negative exponents. */
 DILU_INLINE int64_t dilu_pow_i64(int64_t base, int64_t exponent) {
   int64_t out = 1;
+  if (exponent < 0) return base == 1 ? 1 : base == -1 ? 1 - 2 * (exponent & 1) : 0;
   for (; exponent > 0; exponent >>= 1, base *= base)
     if (exponent & 1) out *= base;
   return out;
@@ -134,22 +136,24 @@ DILU_INLINE float dilu_min_f32(float a, float b) { return a < b || a != a ? a : 
 DILU_INLINE double dilu_max_f64(double a, double b) { return a > b || a != a ? a : b; }
 DILU_INLINE double dilu_min_f64(double a, double b) { return a < b || a != a ? a : b; }
 
-/* Remainder with the sign of the divisor. */
+/* Remainder with the sign of the divisor; a zero has that of the dividend. */
 DILU_INLINE double dilu_mod_f64(double a, double b) {
   double r = fmod(a, b);
-  if (r == 0) return copysign(0.0, b);
-  return (r < 0) != (b < 0) ? r + b : r;
+  return r != 0 && (r < 0) != (b < 0) ? r + b : r;
 }
 
 DILU_INLINE float dilu_mod_f32(float a, float b) {
   float r = fmodf(a, b);
-  if (r == 0) return copysignf(0.0f, b);
-  return (r < 0) != (b < 0) ? r + b : r;
+  return r != 0 && (r < 0) != (b < 0) ? r + b : r;
 }
 
-/* Truncation; what does not fit becomes the smallest integer. */
+/* Truncation; what does not fit, NaN included, becomes the smallest integer. */
 DILU_INLINE int64_t dilu_to_i64(double x) {
   return x >= -0x1p63 && x < 0x1p63 ? (int64_t)x : INT64_MIN;
+}
+
+DILU_INLINE int32_t dilu_to_i32(double x) {
+  return x > -0x1p31 && x < 0x1p31 ? (int32_t)x : INT32_MIN;
 }
 
 /* The rows to work on next, lent by the host; -1 when there are no more and the result is there. */

@@ -2,7 +2,8 @@
 
 Rows of a tile are BT tokens times BH query heads of one key head, filled up to BM rows. Scores are
 kept in powers of two, statistics and sums in f32. A row whose token has a negative position sees
-nothing and is zero. Places that no token of the tile sees are never read.
+nothing and is zero, as is one whose scores are all -inf. Places that no token of the tile sees are
+never read.
 
 A head's DK numbers are read as D1 (the largest power of two in DK, at least 16) and the rest,
 filled up to D2 (a power of two from 16, or 0); likewise the DV numbers of a value as V1 and V2.
@@ -296,7 +297,7 @@ def attention_prefill(
             kv_head, begin // BN * BN, begin, end,
             HKV, DK, DV, DVX, G, SCALE, WINDOW, SAME, D1, D2, V1, V2, BN, BC, DOT, PARTS, PRECISION,
         )  # fmt: skip
-    inverse = tl.where(alive, 1.0 / total, 0.0)[:, None]
+    inverse = tl.where(total == 0.0, 0.0, 1.0 / total)[:, None]
     attention_store(out, row * DV, inside, sums1 * inverse, 0, V1, DV)
     if V2 > 0:
         attention_store(out, row * DV, inside, sums2 * inverse, V1, V2, DV)
@@ -396,5 +397,5 @@ def attention_combine(
         total += weight * tl.load(totals + at)
         mask = there & (column < DV)
         value += weight * tl.load(sums + at * DV + column, mask=mask, other=0.0)
-    value = tl.where(highest == float("-inf"), 0.0, value / total)
+    value = tl.where(total == 0.0, 0.0, value / total)
     tl.store(out + row * DV + column, stored_as(value, out.dtype.element_ty), mask=column < DV)

@@ -30,6 +30,8 @@ def tanh(x):
 def erf(x):
     """Rational minimax approximation for |x| <= 3.8325, beyond which f32 erf is +-1 (the
     coefficients are those of XLA's f32 erf)."""
+    beyond = tl.abs(x) >= 3.8325069
+    sign = tl.where(x < 0, -1.0, 1.0)
     x = tl.where(x > 3.8325069, 3.8325069, x)
     x = tl.where(x < -3.8325069, -3.8325069, x)
     z = x * x
@@ -43,7 +45,7 @@ def erf(x):
     q = q * z + 0.11098505178285362
     q = q * z + 0.49746925110067538
     q = q * z + 1.0
-    return x * p / q
+    return tl.where(beyond, sign, x * p / q)
 
 
 @triton.jit
@@ -93,12 +95,20 @@ def cos(x):
 def power(x, y):
     """x ** y, in f64 inside; NaN for a negative x and a y that is no whole number."""
     base, exponent = tl.cast(x, tl.float64), tl.cast(y, tl.float64)
-    magnitude = tl.exp(exponent * tl.log(tl.abs(base)))
+    base = tl.where(exponent == exponent, base, base)  # of one shape
+    exponent = tl.where(base == base, exponent, exponent)
+    size = tl.abs(base)
+    magnitude = tl.exp(exponent * tl.log(size))
+    endless = tl.abs(exponent) == float("inf")
+    magnitude = tl.where((size == 1) & endless, 1.0, magnitude)
     whole = tl.floor(exponent) == exponent
-    odd = tl.floor(exponent * 0.5) * 2.0 != exponent
+    odd = whole & (tl.floor(exponent * 0.5) * 2.0 != exponent)
+    below = base.to(tl.int64, bitcast=True) < 0  # of -0, too
     signed = tl.where(odd, -magnitude, magnitude)
-    signed = tl.where(whole, signed, float("nan"))
-    return tl.where(exponent == 0, 1.0, tl.where(base < 0, signed, magnitude))
+    signed = tl.where(whole | (size == 0) | (size == float("inf")), signed, float("nan"))
+    power = tl.where(below, signed, magnitude)
+    power = tl.where((exponent == 0) | (base == 1), 1.0, tl.where(base != base, base, power))
+    return power.to(x.dtype)
 
 
 @triton.jit
@@ -115,8 +125,30 @@ def smaller(a, b):
 
 @triton.jit
 def float_mod(x, y):
-    """x - floor(x / y) * y, with the sign of y."""
-    return x - tl.floor(x / y) * y
+    """The remainder of floor division, which has the sign of y; a zero has that of x. Exact.
+
+    Every turn takes off a multiple of |y| by a number of 26 bits. Its products with the halves of
+    |y|, of 26 and 27 bits, and what is left after each are exact in f64.
+    """
+    x = tl.where(y == y, x, x)  # of one shape
+    y = tl.where(x == x, y, y)
+    a, b = tl.abs(tl.cast(x, tl.float64)), tl.abs(tl.cast(y, tl.float64))
+    by = tl.where((b > 0) & (b < float("inf")), b, 1.0)
+    high = (by.to(tl.int64, bitcast=True) & -0x8000000).to(tl.float64, bitcast=True)
+    rest = tl.where(a < float("inf"), a, 0.0)
+    TURNS: tl.constexpr = 12 if x.dtype == tl.float32 else 86
+    for _ in range(TURNS):
+        times = rest / by
+        less = (times * (1.0 - 8.881784197001252e-16)).to(tl.int64, bitcast=True)  # 2^-50
+        short = (less & -0x8000000).to(tl.float64, bitcast=True)
+        times = tl.where(times < 67108864.0, tl.floor(times), short)
+        rest = (rest - times * high) - times * (by - high)
+        rest = tl.where(rest < 0, rest + by, rest)
+    rest = tl.where(b == float("inf"), a, rest)
+    bad = (a == float("inf")) | (a != a) | (b == 0) | (b != b)
+    rest = tl.where(bad, float("nan"), tl.where(x < 0, -rest, rest)).to(x.dtype)
+    other = ((rest < 0) != (y < 0)) & (rest != 0)
+    return tl.where(other, rest + y, tl.where(rest == 0, x * 0, rest))
 
 
 @triton.jit
@@ -132,19 +164,37 @@ def int_mod(a, b):
 def int_div(a, b):
     """Floor division; zero where the divisor is zero."""
     safe = tl.where(b == 0, 1, b)
-    return tl.where(b == 0, 0, (a - int_mod(a, safe)) // safe)
+    down = (a % safe != 0) & ((a < 0) != (safe < 0))
+    return tl.where(b == 0, 0, a // safe - down.to(tl.int32))
 
 
 @triton.jit
 def int_power(base, exponent):
+    """The whole part of a power: zero for most negative exponents."""
     base, left = base.to(tl.int64), exponent.to(tl.int64)
     base, left = base + left * 0, left + base * 0  # of one shape
     out = left * 0 + 1
+    one = tl.where(base == 1, out, tl.where(base == -1, 1 - 2 * (left & 1), 0))
+    negative = left < 0
     for _ in range(63):
         out = tl.where((left & 1) != 0, out * base, out)
         base = base * base
         left = left >> 1
-    return out
+    return tl.where(negative, one, out)
+
+
+@triton.jit
+def to_i64(x):
+    """Floats cut off to integers; what does not fit, NaN included, is the smallest one."""
+    fits = (x >= -9223372036854775808.0) & (x < 9223372036854775808.0)
+    return tl.where(fits, tl.where(fits, x, 0.0).to(tl.int64), -0x8000000000000000)
+
+
+@triton.jit
+def to_i32(x):
+    """Floats cut off to integers; what does not fit, NaN included, is the smallest one."""
+    fits = (x > -2147483648.0) & (x < 2147483648.0)
+    return tl.where(fits, tl.where(fits, x, 0.0).to(tl.int32), -0x80000000)
 
 
 @triton.jit
@@ -155,15 +205,15 @@ def clamp_index(x, size):
 
 @triton.jit
 def ordered_f32(x):
-    """Return i32 that compare as f32 numbers do, NaN above all."""
+    """Return i32 that compare as f32 numbers do, NaN above all and both zeros equal."""
     bits = x.to(tl.int32, bitcast=True)
-    key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    key = tl.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
     return tl.where(x != x, 0x7FFFFFFF, key)
 
 
 @triton.jit
 def ordered_f64(x):
-    """Return i64 that compare as f64 numbers do, NaN above all."""
+    """Return i64 that compare as f64 numbers do, NaN above all and both zeros equal."""
     bits = x.to(tl.int64, bitcast=True)
-    key = tl.where(bits < 0, bits ^ 0x7FFFFFFFFFFFFFFF, bits)
+    key = tl.where(bits < 0, -(bits & 0x7FFFFFFFFFFFFFFF), bits)
     return tl.where(x != x, 0x7FFFFFFFFFFFFFFF, key)

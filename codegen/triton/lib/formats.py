@@ -120,6 +120,17 @@ def encode_f8e5m2(value, SATURATE: tl.constexpr):
 
 
 @triton.jit
+def encode_f8e8m0(value, SATURATE: tl.constexpr):
+    """No sign; ties go up, and so does all between the smallest number, 2^-127, and 2^-126."""
+    bits = f32_to_bits(value) & 0x7FFFFFFF
+    exponent = bits >> 23
+    up = (bits >> 22) & ((exponent > 0) | ((bits & 0x3FFFFF) != 0)).to(tl.uint32)
+    code = exponent + up
+    code = tl.where(code > 0xFE, 0xFE if SATURATE else 0xFF, code)
+    return tl.where(bits > 0x7F800000, 0xFF, code).to(tl.uint8)
+
+
+@triton.jit
 def round_bf16(value):
     """Return f32 numbers rounded to bf16's grid."""
     return bits_to_f32(encode_bf16(value).to(tl.uint32) << 16)

@@ -1,7 +1,8 @@
 """The largest numbers of rows: a row is one block, from which the largest is taken K times.
 
 Numbers are compared as integers of the same order, in which both zeros are equal and NaN is the
-smallest; what was taken is told apart by a mask, not by a value.
+largest; the smallest numbers are the largest in the opposite order. What was taken is told apart by
+a mask, not by a value.
 """
 
 import triton
@@ -13,7 +14,7 @@ def topk_ordered(bits, LARGEST: tl.constexpr, INFINITY: tl.constexpr):
     """Return the bits of floats, as signed integers, in the floats' order."""
     magnitude = bits & LARGEST
     order = tl.where(bits < 0, -magnitude, magnitude)
-    return tl.where(magnitude > INFINITY, -LARGEST, order)
+    return tl.where(magnitude > INFINITY, LARGEST, order)
 
 
 @triton.jit
@@ -44,15 +45,18 @@ def topk_rows(
     K: tl.constexpr,
     BN: tl.constexpr,  # N filled up to a power of two
     R: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):
     """Store the K largest of R rows of N, descending, lower indices first among equals, and their
-    indices. Grid: ceil(rows / R)."""
+    indices; or the K smallest, ascending. Grid: ceil(rows / R)."""
     row = tl.program_id(0) * R + tl.arange(0, R)
     inside = row < rows
     column = tl.arange(0, BN)[None, :]
     here = row.to(tl.int64) * N
     alive = inside[:, None] & (column < N)
     key = topk_key(tl.load(x + (here[:, None] + column), mask=alive, other=0))
+    if not LARGEST:
+        key = ~key
     SMALLEST: tl.constexpr = -0x8000000000000000 if key.dtype == tl.int64 else -0x80000000
     there = row.to(tl.int64) * K
     for i in range(K):

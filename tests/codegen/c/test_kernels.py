@@ -782,3 +782,15 @@ def test_attention_of_a_padding_token_is_zero(lib, rng):
     out = attention(lib, cache, q, np.array([-1, 2]), np.zeros(2, np.int64), 1.0, 0, 1)
     assert (out[0] == 0).all()
     assert np.isfinite(out[1]).all()
+
+
+def test_attention_where_scores_are_minus_infinity(lib, rng):
+    """Keys that nobody can see because their scores are -inf: whole tiles of them, and all."""
+    cache = Paged(rng, F32, [70], 16, 1, 8, 8, False)
+    cache.k[cache.tables[0, :3]] = -np.inf
+    q = np.abs(rng.standard_normal((3, 1, 8))).astype(np.float32)
+    out = attention(lib, cache, q, np.array([20, 47, 69]), np.zeros(3, np.int64), 1.0, 0, 1)
+    assert (out[:2] == 0).all()
+    keys, values = (cache.rows(a, 0, 0, 70)[48:] for a in (cache.k, cache.v))
+    weight = np.exp(keys @ q[2, 0].astype(np.float64))
+    np.testing.assert_allclose(out[2, 0], weight / weight.sum() @ values, rtol=2e-5, atol=2e-6)

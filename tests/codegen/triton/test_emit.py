@@ -22,7 +22,7 @@ from dilu.codegen.triton.expressions import emit_apply, emit_index, emit_literal
 from dilu.codegen.triton.scope import BOTH, COLUMNS, ROWS, SCALAR, Scope
 from dilu.codegen.triton.writer import Writer
 from dilu.errors import UnsupportedError
-from dilu.ir.dtypes import BF16, BOOL, F8E8M0, F32, F64, I64
+from dilu.ir.dtypes import BF16, BOOL, F4E2M1, F32, F64, I64
 from dilu.ir.graph import Graph
 from dilu.ir.text import parse_graph
 from dilu.ir.types import symbol
@@ -210,5 +210,5 @@ def test_a_row_of_topk_fits_one_program(planned):
 def test_ops_without_a_form_are_named():
     with pytest.raises(UnsupportedError, match="no Triton for the op sin of i64"):
         emit_apply(Apply("sin", (Name("n", I64),), I64), ["n"])
-    with pytest.raises(UnsupportedError, match="no Triton for encode of f8e8m0"):
-        emit_apply(Apply("encode", (Name("x", F32),), F32, format=F8E8M0), ["x"])
+    with pytest.raises(UnsupportedError, match="no Triton for encode of f4e2m1"):
+        emit_apply(Apply("encode", (Name("x", F32),), F32, format=F4E2M1), ["x"])

@@ -32,7 +32,7 @@ def operands_{_name}_{_dot}_{_nan}(codes, out, SIZE: tl.constexpr):
     x = exact_operand(tl.load(codes + at), "{_name}", tl.{_dot}, "portable", {bool(_nan)})
     tl.store(out + at, as_f32(x))
 """
-for _name, _saturate in itertools.product(("f8e4m3", "f8e5m2"), (False, True)):
+for _name, _saturate in itertools.product(DECODED, (False, True)):
     KERNELS += f"""
 @triton.jit
 def codes_{_name}_{_saturate}(x, out, SIZE: tl.constexpr):
@@ -86,7 +86,7 @@ def test_operands(kernels, name, dot, nan):
 
 
 @pytest.mark.parametrize("saturate", [False, True])
-@pytest.mark.parametrize("name", ["f8e4m3", "f8e5m2"])
+@pytest.mark.parametrize("name", DECODED)
 def test_encode(kernels, name, saturate):
     t = DECODED[name]
     x = near(t)
