@@ -1,81 +1,97 @@
-"""Checkpoint directories: configuration, safetensors headers, and how the weights are quantized.
+"""Checkpoint directories: configuration, the tensors of their files, how weights are quantized.
 
-Invariant: only headers are read, never data; whatever is returned lies inside its file.
+Invariant: only headers are read; the bytes of two tensors only to tell whether they are the same,
+or whether they are all zeros, where that decides what they mean.
 
-Source: safetensors format (8 bytes of header length, JSON header, data); the index file of
-sharded checkpoints as transformers writes it.
+Which files belong to a checkpoint is decided as transformers decides it: `model.safetensors` alone
+where it is there, else what the index names. The index says where to look and no more: tensors are
+known from the headers, and a file or a name that is missing is an error for who wants it.
+
+Source: the index file of sharded checkpoints as transformers writes it.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import DiluError, Loc
-from ..ir.dtypes import DTYPES, DType
+from .formats import Scheme, read_quantization
+from .headers import TensorHeader, read_headers
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-METHODS = ("fp8", "compressed-tensors")
 
-_DTYPES = {
-    "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "f8e4m3",
-    "F8_E5M2": "f8e5m2", "F8_E8M0": "f8e8m0", "I64": "i64", "I32": "i32", "I16": "i16",
-    "I8": "i8", "U8": "u8", "U16": "u16", "U32": "u32", "BOOL": "bool",
-}  # fmt: skip
-_MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors library
-
-
-@dataclass(frozen=True, slots=True)
-class TensorHeader:
-    """A tensor in a file: `offset` from the file's beginning and `nbytes`, both in bytes."""
-
-    file: str
-    dtype: DType
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How a checkpoint's quantized weights are stored.
-
-    `block` is the shape of the part of a weight that shares a scale, None where each weight's
-    scales decide (a scale per row, or one for the tensor). `suffix` makes a scale's name from its
-    weight's. Modules named in `excluded` are not quantized.
-    """
-
-    method: str
-    block: tuple[int, int] | None
-    suffix: str
-    excluded: tuple[str, ...] = ()
+_SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
+_CHUNK = 1 << 20  # bytes compared at a time
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint directory as its files describe it."""
+    """A checkpoint directory as its files describe it.
+
+    `absent` says which missing file the index places a tensor in; `copies` has the headers of
+    tensors that are in several files, those in `tensors` among them.
+    """
 
     path: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorHeader]
-    quantization: Quantization | None
+    quantization: Scheme | None
+    absent: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[str, Sequence[TensorHeader]] = field(default_factory=dict)
 
     def header(self, name: str) -> TensorHeader:
-        """Return the header of a tensor; raise DiluError where there is none."""
+        """Return a tensor's header; raise DiluError where there is none, or two that differ."""
         if name not in self.tensors:
-            raise DiluError(
-                f"the checkpoint has no tensor {name!r}",
-                Loc(str(self.path), tensor=name),
-                "the files do not belong to this config.json, or the download is incomplete",
-            )
+            raise self.missing(name, f"the checkpoint has no tensor {name!r}")
+        first, *others = self.copies.get(name, (self.tensors[name],))
+        for other in others:
+            if not self.same(first, other):
+                raise DiluError(
+                    f"{name!r} is in {first.file} and in {other.file} with different values",
+                    Loc(str(self.path), tensor=name),
+                    "remove the file that is not of this checkpoint",
+                )
         return self.tensors[name]
+
+    def missing(self, name: str, message: str) -> DiluError:
+        """Return the error for a tensor that is not there, with the cause where it is known."""
+        if name in self.absent:
+            file = self.absent[name]
+            return DiluError(
+                f"missing shard: {file}, which {INDEX} says holds {name!r}",
+                Loc(str(self.path / file)),
+                "download the file",
+            )
+        return DiluError(
+            message,
+            Loc(str(self.path), tensor=name),
+            f"config.json describes a model that has it; these files hold {len(self.tensors)} "
+            "other tensors",
+        )
+
+    def same(self, a: TensorHeader, b: TensorHeader) -> bool:
+        """Return whether two tensors have the same type, shape and bytes."""
+        if (a.element, a.shape, a.nbytes) != (b.element, b.shape, b.nbytes):
+            return False
+        pairs = zip(self._chunks(a), self._chunks(b), strict=True)
+        return all(x == y for x, y in pairs)
+
+    def is_zero(self, header: TensorHeader) -> bool:
+        """Return whether all bytes of a tensor are zero."""
+        return not any(any(chunk) for chunk in self._chunks(header))
+
+    def _chunks(self, header: TensorHeader) -> Iterator[bytes]:
+        with (self.path / header.file).open("rb") as stream:
+            stream.seek(header.offset)
+            for start in range(0, header.nbytes, _CHUNK):
+                yield stream.read(min(_CHUNK, header.nbytes - start))
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -83,17 +99,19 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     folder = Path(path)
     config = read_config(folder)
     quantization = read_quantization(config, str(folder / CONFIG))
+    files = find_files(folder)
     tensors: dict[str, TensorHeader] = {}
-    for file in _weight_files(folder):
-        tensors.update(read_headers(folder, file))
-    for name, file in _weight_map(folder).items():
-        if name not in tensors:
-            raise DiluError(
-                f"{INDEX} says that {file} holds {name!r}, which it does not",
-                Loc(str(folder / file), tensor=name),
-                "download the checkpoint again",
-            )
-    return Checkpoint(folder, config, tensors, quantization)
+    copies: dict[str, list[TensorHeader]] = {}
+    for file in files.named:
+        for name, header in read_headers(folder, file).items():
+            if name in tensors:
+                copies.setdefault(name, [tensors[name]]).append(header)
+            tensors[name] = header
+    if not tensors.keys() >= files.index.keys():  # it lies, or is not of these files
+        for file in files.others:
+            tensors = read_headers(folder, file) | tensors
+    absent = {n: f for n, f in files.index.items() if not (folder / f).is_file()}
+    return Checkpoint(folder, config, tensors, quantization, absent, copies)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -116,37 +134,60 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return config
 
 
-def read_quantization(config: Mapping[str, Any], file: str = CONFIG) -> Quantization | None:
-    """Return how the weights are quantized, None when they are not; raise DiluError if unknown."""
-    settings = config.get("quantization_config")
-    if not settings:
-        return None
-    method = settings.get("quant_method")
-    if method == "fp8":
-        block = settings.get("weight_block_size")
-        excluded = settings.get("modules_to_not_convert") or settings.get("ignored_layers") or ()
-        return Quantization(method, _block(block, file), "_scale_inv", tuple(excluded))
-    if method == "compressed-tensors":
-        groups = settings.get("config_groups") or {}
-        weights = [g.get("weights") or {} for g in groups.values()]
-        if all(w.get("type") == "float" and w.get("num_bits") == 8 for w in weights):
-            block = next((w["block_structure"] for w in weights if w.get("block_structure")), None)
-            excluded = tuple(settings.get("ignore") or ())
-            return Quantization(method, _block(block, file), "_scale", excluded)
-        method = f"{method} ({settings.get('format')})"
-    raise DiluError(
-        f"unknown quantization method {method!r}",
-        Loc(file),
-        f"supported: {', '.join(METHODS)} (8-bit float weights), and no quantization",
-    )
+# ------------------------------------------------------------------------------ files
 
 
-def _block(block: Any, file: str) -> tuple[int, int] | None:
-    if block is None:
-        return None
-    if len(block) != 2 or not all(isinstance(b, int) and b > 0 for b in block):
-        raise DiluError(f"weight_block_size {block!r} is not a pair of sizes", Loc(file))
-    return (block[0], block[1])
+@dataclass(frozen=True)
+class Files:
+    """A checkpoint's files: those to read, other shards of the same set, and the index."""
+
+    named: Sequence[str]
+    others: Sequence[str]
+    index: Mapping[str, str]
+
+
+def find_files(folder: Path) -> Files:
+    """Return a checkpoint's files; raise DiluError where there is none, or only some shards."""
+    if (folder / SINGLE).is_file():
+        return Files([SINGLE], [], {})
+    index = _weight_map(folder)
+    named = sorted({f for f in index.values() if (folder / f).is_file()})
+    shards = _shards(folder)
+    if named:
+        totals = {shards[f] for f in named if f in shards}
+        others = [f for f, total in shards.items() if total in totals and f not in named]
+        return Files(named, others, index)
+    if not shards:
+        raise _no_weights(folder, sorted(set(index.values())))
+    _check_whole(folder, shards)
+    return Files(list(shards), [], index)
+
+
+def _shards(folder: Path) -> dict[str, int]:
+    """Return the files that are named as shards, and of how many."""
+    names = (p.name for p in sorted(folder.iterdir()) if p.is_file())
+    return {n: int(m[2]) for n in names if (m := _SHARD.fullmatch(n))}
+
+
+def _check_whole(folder: Path, shards: Mapping[str, int]) -> None:
+    """Raise DiluError unless shards that no index names are all those of one set."""
+    totals = sorted(set(shards.values()))
+    if len(totals) > 1:
+        sets = ", ".join(f"-of-{t:05d}" for t in totals)
+        raise DiluError(
+            f"shards of several checkpoints are in one directory: {sets}",
+            Loc(str(folder)),
+            "remove those that are not of this checkpoint",
+        )
+    numbers = {int(file.split("-")[1]) for file in shards}
+    missing = ", ".join(str(n) for n in range(1, totals[0] + 1) if n not in numbers)
+    if missing:
+        raise DiluError(
+            f"missing shards: of the {totals[0]} files model-…-of-{totals[0]:05d}.safetensors "
+            f"these are not there: {missing}",
+            Loc(str(folder)),
+            "download them",
+        )
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
@@ -154,74 +195,25 @@ def _weight_map(folder: Path) -> dict[str, str]:
     if not index.is_file():
         return {}
     try:
-        return dict(json.loads(index.read_text("utf-8"))["weight_map"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        return {str(name): str(file) for name, file in weight_map.items()}
+    except (AttributeError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise DiluError("not an index of safetensors files", Loc(str(index))) from None
 
 
-def _weight_files(folder: Path) -> list[str]:
-    files = sorted(set(_weight_map(folder).values()))
-    for file in files:
-        if not (folder / file).is_file():
-            raise DiluError(
-                f"missing shard: {file}, which {INDEX} names",
-                Loc(str(folder / file)),
-                "download the checkpoint again",
-            )
-    if not files and (folder / SINGLE).is_file():
-        files = [SINGLE]
-    if not files:
-        raise DiluError(
-            f"not a checkpoint: {folder} has neither {SINGLE} nor {INDEX}",
-            hint="to compile without weights, use --config-only",
+def _no_weights(folder: Path, named: Sequence[str]) -> DiluError:
+    """Return what is wrong with a directory that has none of the files that hold weights."""
+    if named:
+        return DiluError(
+            f"missing shard: {named[0]}, which {INDEX} names"
+            + (f", and {len(named) - 1} more" if len(named) > 1 else ""),
+            Loc(str(folder / named[0])),
+            "download the files that the index names",
         )
-    return files
-
-
-def read_headers(folder: Path, file: str) -> dict[str, TensorHeader]:
-    """Return the header of every tensor of one safetensors file in `folder`."""
-    path = folder / file
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if length == 0 or length > min(size, _MAX_HEADER):
-            raise _truncated(path, size, 8 + length)
-        text = stream.read(length)
-    if len(text) < length:
-        raise _truncated(path, size, 8 + length)
-    try:
-        header = json.loads(text)
-        tensors = dict(_tensors(header, file, 8 + length))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DiluError(
-            f"broken safetensors header: {error}", Loc(str(path)), "download the file again"
-        ) from None
-    end = max((t.offset + t.nbytes for t in tensors.values()), default=0)
-    if end > size:
-        raise _truncated(path, size, end)
-    return tensors
-
-
-def _tensors(header: Mapping[str, Any], file: str, base: int) -> Iterator[tuple[str, TensorHeader]]:
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in _DTYPES:
-            known = ", ".join(_DTYPES)
-            message = f"unknown element type {entry['dtype']!r}"
-            raise DiluError(message, Loc(file, tensor=name), f"known: {known}")
-        dtype = DTYPES[_DTYPES[entry["dtype"]]]
-        shape = tuple(int(d) for d in entry["shape"])
-        begin, end = entry["data_offsets"]
-        if end - begin != math.prod(shape) * dtype.itemsize or begin < 0:
-            raise ValueError(f"{name!r} has {end - begin} bytes for {dtype}{list(shape)}")
-        yield name, TensorHeader(file, dtype, shape, base + begin, end - begin)
-
-
-def _truncated(path: Path, size: int, want: int) -> DiluError:
+    names = [p.name for p in sorted(folder.iterdir())]
+    others = [n for n in names if n.endswith((".safetensors", ".bin", ".pt", ".pth", ".gguf"))]
+    seen = f"; it has {', '.join(others[:4])}, which are not read" if others else ""
     return DiluError(
-        f"truncated safetensors file: it has {size} bytes and its header says {want}",
-        Loc(str(path)),
-        "download the file again",
+        f"not a checkpoint: {folder} has neither {SINGLE} nor {INDEX}{seen}",
+        hint="to compile without weights, use --config-only",
     )

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import DiluError, Loc, UnsupportedError
 from .capture import export
+from .formats import without_quantization
 
 _NAME = "dilu"  # of our implementations in transformers' interfaces
 _PLACE = re.compile(r"layer_?(idx|index|id|number)$")  # attributes that only say where a layer is
@@ -40,7 +41,7 @@ def build_model(
             "a newer transformers may know it; code inside of a checkpoint is not run",
         )
     _register()
-    plain = {k: v for k, v in settings.items() if k not in ("quantization_config", "auto_map")}
+    plain = {k: v for k, v in without_quantization(settings).items() if k != "auto_map"}
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         config = CONFIG_MAPPING[kind].from_dict(plain)

@@ -1,125 +1,129 @@
-"""Binding of checkpoint tensors to parameters: forms of scales, prefixes, and what is refused."""
+"""Binding of checkpoint tensors to parameters: grids, stacks of layers, and what is refused.
 
-import json
+Forms of weights are tested beside their readers (formats/), names beside theirs.
+"""
 
 import numpy as np
 import pytest
 import torch
 from captured import CapturedModel
-from checkpoints import E4M3_MAX, make_checkpoint
+from checkpoints import make_checkpoint
 from safetensors.torch import load_file, save_file
+from stored import bind, bound, config_of, model_files, quantize, write
 
 from dilu.errors import DiluError
 from dilu.frontend.language_model import capture_language_model
 
 PROMPT = [0, 5, 100, 271, 42]
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 
 
-def rewrite(folder, change, **config):
-    """Change the tensors of a single-file checkpoint and entries of its configuration."""
-    file = folder / "model.safetensors"
-    tensors = change(load_file(file))
-    save_file({k: v.contiguous() for k, v in tensors.items()}, file)
-    settings = json.loads((folder / "config.json").read_text()) | config
-    (folder / "config.json").write_text(json.dumps(settings))
+@pytest.fixture(scope="module")
+def moe():
+    config = config_of("qwen3_moe", num_hidden_layers=2)
+    files = {}
+    for name, tensor in model_files(config).items():
+        files[name] = tensor.bfloat16()
+        if "_proj" in name:
+            files[name], files[f"{name}_scale_inv"] = quantize(tensor, (128, 128))
+    return config | {"quantization_config": FP8}, files
 
 
-def compressed(strategy):
-    """Return a change of plain weights to compressed-tensors', and the configuration."""
-
-    def change(tensors):
-        out = {}
-        for name, weight in tensors.items():
-            out[name] = weight
-            if "_proj.weight" in name:
-                wide = weight.float()
-                largest = (
-                    wide.abs().amax(1, keepdim=True) if strategy == "channel" else wide.abs().max()
-                )
-                scale = largest / E4M3_MAX
-                out[name] = (wide / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
-                out[f"{name}_scale"] = (
-                    scale.reshape(-1, 1) if strategy == "channel" else scale[None]
-                )
-        return out
-
-    weights = {"type": "float", "num_bits": 8, "strategy": strategy}
-    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
-    return change, {
-        "quant_method": "compressed-tensors",
-        "config_groups": groups,
-        "ignore": ["lm_head"],
-        "format": "float-quantized",
-    }
+def test_codes_and_scales_are_grids_of_pieces(tmp_path, moe):
+    binder, checkpoint = bind(write(tmp_path, *moe))
+    names = [f"model.layers.{i}.mlp.experts.gate_up_proj" for i in range(2)]
+    storage = binder.storage(names[0])
+    assert (storage.type.shape, storage.block) == ((3, 2, 72, 144), (128, 128))
+    assert storage.scales is not None
+    assert storage.scales.shape == (3, 2, 1, 2)
+    for scales, suffix in ((False, "weight"), (True, "weight_scale_inv")):
+        weight = binder.weight(names, scales=scales, stacked=True)
+        assert (weight.grid_shape, len(weight.pieces)) == ((2, 3, 2), 12)
+        piece = weight.pieces[7]  # of the second layer, the first expert's second projection
+        assert piece.tensor == f"model.layers.1.mlp.experts.0.up_proj.{suffix}"
+        assert piece.offset == checkpoint.header(piece.tensor).offset
 
 
-@pytest.mark.parametrize("strategy", ["channel", "tensor"])
-def test_a_scale_per_row_or_tensor(tmp_path, strategy):
+def test_a_scale_per_row_in_a_captured_model(tmp_path):
     made = make_checkpoint(tmp_path, "llama", quantized=False, num_hidden_layers=2)
-    change, settings = compressed(strategy)
-    rewrite(tmp_path, change, quantization_config=settings)
+    file = tmp_path / "model.safetensors"
+    tensors, exact = load_file(file), {}
+    for name in [n for n in tensors if "_proj" in n]:
+        codes, scales = quantize(tensors[name].float(), (1, None))
+        tensors |= {name: codes, f"{name}_scale": scales}
+        exact[name] = (codes.double() * scales.double()).float()
+    config = made.model.config.to_dict() | {"quantization_config": {"quant_method": "fbgemm_fp8"}}
+    write(tmp_path, {k: v for k, v in config.items() if v is not None}, tensors)
     graph, _ = capture_language_model(tmp_path)
     weight = graph.weights["layers_0.mlp.gate_proj.weight.scales"]
-    assert weight.type.shape == ((2, 200, 1) if strategy == "channel" else (2, 1, 1))
+    assert weight.type.shape == (2, 200, 1)
     (got,) = CapturedModel(graph, tmp_path).feed([PROMPT])
-    want = made.logits(PROMPT).numpy()
-    assert np.abs(got - want).max() < 0.3 * np.abs(want).max()  # one quantization apart
-    exact = dequantized(tmp_path, strategy)
     made.model.load_state_dict(exact, strict=False)
     want = made.logits(PROMPT).numpy()
     assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
 
 
-def dequantized(folder, strategy):
-    tensors = load_file(folder / "model.safetensors")
-    return {
-        name: (w.double() * tensors[f"{name}_scale"].double()).float()
-        for name, w in tensors.items()
-        if f"{name}_scale" in tensors
-    }
+def test_a_missing_scale(tmp_path, moe):
+    config, files = moe
+    name = "model.layers.0.mlp.experts.1.up_proj.weight"
+    write(tmp_path, config, {k: v for k, v in files.items() if k != f"{name}_scale_inv"})
+    with pytest.raises(DiluError, match=rf"'{name}' holds 8-bit codes, and the checkpoint has no"):
+        bound(tmp_path)
 
 
-def test_names_without_the_prefix_of_the_model(tmp_path):
-    made = make_checkpoint(tmp_path, "llama", tie_word_embeddings=True, num_hidden_layers=1)
-    rewrite(tmp_path, lambda ts: {n.removeprefix("model."): t for n, t in ts.items()})
-    graph, _ = capture_language_model(tmp_path)
-    (got,) = CapturedModel(graph, tmp_path).feed([PROMPT])
-    want = made.logits(PROMPT).numpy()
-    assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
+def test_a_missing_expert_whose_scale_is_there(tmp_path, moe):
+    config, files = moe
+    name = "model.layers.0.mlp.experts.1.up_proj.weight"
+    write(tmp_path, config, {k: v for k, v in files.items() if k != name})
+    with pytest.raises(DiluError, match=r"no tensor for expert 1, part 1 of '.*gate_up_proj'"):
+        bound(tmp_path)
 
 
-def test_more_tensors_than_the_model_has(tmp_path):
-    make_checkpoint(tmp_path, "llama", num_hidden_layers=1)
-    extra = {"model.layers.61.enorm.weight": torch.zeros(3), "rope.freqs": torch.zeros(2)}
-    rewrite(tmp_path, lambda tensors: tensors | extra)
-    graph, _ = capture_language_model(tmp_path)
-    assert not any("61" in name for name in graph.weights)
-
-
-def test_experts_that_are_stacked_in_the_file(tmp_path):
-    made = make_checkpoint(tmp_path, "qwen3_moe", quantized=False, num_hidden_layers=1)
-    state = made.model.state_dict()
-    stacked = {n: t.bfloat16() for n, t in state.items() if ".experts." in n}
-
-    def change(tensors):
-        return {n: t for n, t in tensors.items() if ".experts." not in n} | stacked
-
-    rewrite(tmp_path, change)
-    graph, _ = capture_language_model(tmp_path)
-    (got,) = CapturedModel(graph, tmp_path).feed([PROMPT])
-    want = made.logits(PROMPT).numpy()
-    assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
-
-
-def test_a_missing_scale(tmp_path):
-    make_checkpoint(tmp_path, "llama", num_hidden_layers=1)
-    name = "model.layers.0.mlp.up_proj.weight_scale_inv"
-    rewrite(tmp_path, lambda tensors: {n: t for n, t in tensors.items() if n != name})
-    with pytest.raises(DiluError, match=r"no tensor 'model\.layers\.0\.mlp\.up_proj\.weight_scale"):
-        capture_language_model(tmp_path)
-
-
-def test_experts_of_different_types(tmp_path):
-    make_checkpoint(tmp_path, "qwen3_moe", num_hidden_layers=1, exclude=("experts.3.up_proj",))
+def test_experts_of_different_types(tmp_path, moe):
+    config, files = moe
+    name = "model.layers.0.mlp.experts.1.up_proj.weight"
+    plain = {k: v for k, v in files.items() if k != f"{name}_scale_inv"}
+    write(tmp_path, config, plain | {name: torch.zeros(72, 144, dtype=torch.bfloat16)})
     with pytest.raises(DiluError, match=r"gate_up_proj' have different types: bf16, f8e4m3"):
-        capture_language_model(tmp_path)
+        bound(tmp_path)
+
+
+def test_experts_whose_scales_are_of_different_blocks(tmp_path, moe):
+    config, files = moe
+    name = "model.layers.0.mlp.experts.1.up_proj.weight"
+    settings = {k: v for k, v in FP8.items() if k != "weight_block_size"}
+    rows = {f"{name}_scale_inv": torch.ones(72, 1)}
+    write(tmp_path, config | {"quantization_config": settings}, files | rows)
+    with pytest.raises(DiluError, match=r"gate_up_proj' have scales of different blocks"):
+        bound(tmp_path)
+
+
+def test_wrong_shapes_say_what_may_be_the_cause(tmp_path, moe):
+    config, files = moe
+    write(tmp_path, config | {"head_dim": 48}, files)
+    with pytest.raises(DiluError, match=r"wants \[192, 144\], the file has \[160, 144\]") as caught:
+        bound(tmp_path)
+    assert "it is of another model, or the weight is stored in a form" in str(caught.value)
+    assert "download" not in str(caught.value)
+
+
+def test_an_unknown_element_type_is_refused_where_it_is_bound(tmp_path):
+    """F4 and its like in a tensor that nobody reads are no reason to refuse."""
+    config = config_of("llama")
+    folder = write(tmp_path, config, {k: v.bfloat16() for k, v in model_files(config).items()})
+    unread, read = "vision.weight", "model.norm.weight"
+    for name, fails in ((unread, False), (read, True)):
+        tensors = load_file(folder / "model.safetensors")
+        tensors[name] = torch.zeros(144, dtype=torch.uint8)
+        save_file(tensors, folder / "model.safetensors")
+        data = (folder / "model.safetensors").read_bytes()
+        old = data.index(b'"' + name.encode() + b'":{"dtype":"U8"')
+        changed = data[:old] + data[old:].replace(b'"U8"', b'"F4"', 1)
+        (folder / "model.safetensors").write_bytes(changed)
+        if fails:
+            with pytest.raises(DiluError, match=r"unknown element type 'F4'[\s\S]*'model\.norm"):
+                bound(folder)
+        else:
+            bound(folder)
+            del tensors[name]
+            save_file(tensors, folder / "model.safetensors")
