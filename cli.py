@@ -21,6 +21,7 @@ from . import __version__, knobs
 from .errors import DiluError
 
 if TYPE_CHECKING:
+    from .runtime.artifact import Artifact
     from .runtime.language import TextStream
     from .runtime.progress import Progress
     from .runtime.session import Session
@@ -99,7 +100,7 @@ def compile_command(
     bundle: Annotated[
         bool, typer.Option("--bundle", help="Copy the weights into the artifact.")
     ] = False,
-    dtype: Annotated[str, typer.Option(help="What to compute in: f32 or bf16.")] = "f32",
+    dtype: Annotated[str | None, typer.Option(help="What to compute in: f32 or bf16.")] = None,
     max_seq: Annotated[
         int | None, typer.Option(help="The longest sequence, in tokens. [default: the model's]")
     ] = None,
@@ -148,6 +149,7 @@ def compile_command(
             progress=progress,
         )
         place = artifact.save(output or Path(f"{artifact.name}.dilu"), progress=progress)
+    _say_notes(artifact)
     kernels = {name: len(table["kernels"]) for name, table in artifact.targets.items()}
     made = ", ".join(f"{n} kernels for {name}" for name, n in kernels.items())
     print(f"{_shown(place)}: {made}, in {time.perf_counter() - started:.1f} s")
@@ -198,6 +200,8 @@ def run(
     with session:
         if verbose:
             _say(f"{session.target}, {session.place}: {session.target_reason}")
+        if session.ranks is None or session.ranks.rank == 0:
+            _say_notes(session.artifact, sampled=temperature > 0)
         text = sys.stdin.read() if prompt == "-" else prompt
         stream = session.language.stream(
             text,
@@ -218,6 +222,14 @@ def run(
 
                 write_file(record_load, load_text(loads).encode())
         raise typer.Exit(code)
+
+
+def _say_notes(artifact: Artifact, *, sampled: bool = False) -> None:
+    """Say what the user of an artifact should know."""
+    from .runtime.notes import notes_of
+
+    for note in notes_of(artifact, sampled=sampled):
+        _say(f"note: {note}")
 
 
 def _follow(stream: TextStream) -> int:

@@ -45,15 +45,18 @@ class _Captured:
     source: str
     folder: Path | None = None  # that the pieces of weights are files of
     language_model: dict[str, Any] | None = None
+    signature: dict[str, Any] | None = None  # how `main` is called, where it is not flat
+    tokenizer: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
 
 def compile(
     model: Any,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     target: str | Sequence[str] = "cpu",
     passes: Sequence[ExtraPass] | None = None,
     *,
-    dtype: str = "f32",
+    example_kwargs: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
     config_only: bool = False,
     bundle: bool = False,
     max_seq: int | None = None,
@@ -66,18 +69,26 @@ def compile(
 ) -> Artifact:
     """Compile a model and return the artifact, not saved yet.
 
-    `model` is a `torch.nn.Module` (with `example_inputs` and, for symbolic sizes, the
-    `dynamic_shapes` of `torch.export`), an `ExportedProgram` or a .pt2 file of one, the directory
-    of a checkpoint, or with `config_only` a config.json. `target` is a name or several, `cpu`
-    being the best for this machine. `passes` are added to the pipeline. `dtype` is what a language
-    model computes in, `max_seq` the longest sequence it takes, `bundle` copies the weights into
-    the artifact when it is saved. `mesh`, such as `ep=8`, is for as many processes, which share out
-    experts (with `replicas` more of the hottest, by `expert_load`, a file that `dilu run
-    --record-load` wrote) and sequences; with `cluster`, a YAML file, groups of experts that are
-    asked for together stay on a machine. Raises DiluError for whatever cannot be compiled.
+    `model` is a `torch.nn.Module` or a function of tensors, an `ExportedProgram` or a .pt2 file of
+    one, the directory of a checkpoint, or with `config_only` a config.json. A module needs
+    `example_inputs`, a tuple (or a dictionary of keyword inputs), may have `example_kwargs`, and
+    for symbolic sizes the `dynamic_shapes` of `torch.export`; the session is called as the module
+    is, and plain values among the examples are part of the program. `target` is a name or several,
+    `cpu` being the best for this machine. `passes` are added to the pipeline. `dtype` is what a
+    language model computes in (f32 unless said), `max_seq` the longest sequence it takes, `bundle`
+    copies the weights into the artifact when it is saved. `mesh`, such as `ep=8`, is for as many
+    processes, which share out experts (with `replicas` more of the hottest, by `expert_load`, a
+    file that `dilu run --record-load` wrote) and sequences; with `cluster`, a YAML file, groups of
+    experts that are asked for together stay on a machine. Raises DiluError for whatever cannot be
+    compiled.
     """
     report = progress or silent
-    if dtype not in DTYPES:
+    examples = {
+        "example_inputs": example_inputs,
+        "example_kwargs": example_kwargs,
+        "dynamic_shapes": dynamic_shapes,
+    }
+    if dtype is not None and dtype not in DTYPES:
         raise DiluError(f"unknown dtype {dtype!r}", hint=f"dtype is one of {', '.join(DTYPES)}")
     report("look up targets")
     targets = _targets([target] if isinstance(target, str) else target)
@@ -85,13 +96,18 @@ def compile(
     topology = _topology(mesh, cluster, path)
     sharding = _sharding(mesh, replicas, expert_load, topology)
     if path is not None and path.suffix != ".pt2":
-        captured = _capture_checkpoint(path, dtype, config_only, max_seq, report)
+        _refuse("modules", "this is a checkpoint", **examples)
+        captured = _capture_checkpoint(path, dtype or "f32", config_only, max_seq, report)
     else:
-        only = {"config_only": config_only, "max_seq": max_seq is not None, "mesh": bool(mesh)}
-        for name, given in only.items():
-            if given:
-                raise DiluError(f"{name} is for checkpoints, and this is a module")
-        captured = _capture_module(path or model, example_inputs, dynamic_shapes, report)
+        _refuse(
+            "checkpoints",
+            "this is a module",
+            config_only=config_only or None,
+            max_seq=max_seq,
+            mesh=mesh,
+            dtype=dtype,
+        )
+        captured = _capture_module(path or model, examples, report)
 
     from .passes.manager import stage_texts
     from .passes.pipeline import compile_graph
@@ -105,9 +121,7 @@ def compile(
         f"graph/{stage}.txt": text.encode()
         for stage, text in stage_texts(captured.graph, records).items()
     }
-    if captured.folder is not None and captured.language_model is not None:
-        names = captured.language_model["tokenizer_files"]
-        files |= {name: (captured.folder / name).read_bytes() for name in names}
+    files |= captured.tokenizer
     for module in modules:
         files |= _module_files(module)
     report("describe weights")
@@ -115,7 +129,7 @@ def compile(
     if data:
         files[CONSTANTS] = data
     manifest: dict[str, Any] = {
-        **_program(planned, modules, records),
+        **_program(planned, modules, records, captured),
         "name": captured.name,
         "files": weight_files,
         "constants": constants,
@@ -125,7 +139,7 @@ def compile(
         "experts": [dataclasses.asdict(b) for b in expert_blocks(planned.functions[0])],
         "options": {
             "source": captured.source,
-            "dtype": dtype,
+            "dtype": (dtype or "f32") if captured.language_model is not None else None,
             "max_seq": max_seq,
             "config_only": config_only,
         },
@@ -254,6 +268,7 @@ def _capture_checkpoint(
     report("load the compiler")
     from .frontend.checkpoint import read_config
     from .frontend.language_model import capture_language_model
+    from .frontend.tokenizer import read_tokenizer
 
     read_config(path)  # its errors come before those of anything that takes long
     report("capture")
@@ -269,15 +284,26 @@ def _capture_checkpoint(
         described["max_positions"] = max_seq
     folder = path.parent if path.is_file() else path
     absolute = folder.resolve()
+    tokenizer = read_tokenizer(absolute, described["vocab_size"])
+    described["notes"] += tokenizer.notes
     name = absolute.name if path.is_dir() or path.stem == "config" else path.stem
-    return _Captured(graph, name, str(path.resolve()), absolute, described)
+    return _Captured(
+        graph, name, str(path.resolve()), absolute, described, tokenizer=tokenizer.files
+    )
 
 
-def _capture_module(model: Any, inputs: Any, dynamic_shapes: Any, report: Progress) -> _Captured:
+def _refuse(what_for: str, what: str, **given: Any) -> None:
+    """Raise DiluError for an argument that is given and means nothing for this model."""
+    for name, value in given.items():
+        if value is not None:
+            raise DiluError(f"{name} is for {what_for}, and {what}")
+
+
+def _capture_module(model: Any, examples: dict[str, Any], report: Progress) -> _Captured:
     report("load the compiler")
     import torch
 
-    from .frontend.capture import capture_module
+    from .frontend.capture import capture_call
 
     name, source = type(model).__name__, type(model).__name__
     if isinstance(model, Path):
@@ -286,13 +312,18 @@ def _capture_module(model: Any, inputs: Any, dynamic_shapes: Any, report: Progre
             model = torch.export.load(model)
         except Exception as error:  # whatever torch raises for a file that is none of its own
             raise DiluError(f"not an exported program: {source} ({error})") from error
-    if not isinstance(model, (torch.nn.Module, torch.export.ExportedProgram)):
+    if isinstance(model, torch.export.ExportedProgram):
+        _refuse("modules", "an exported program has its own", **examples)
+    elif isinstance(model, type) or not callable(model):
         raise DiluError(
             f"cannot compile a {name}",
             hint="give a torch.nn.Module, an ExportedProgram or the path of a checkpoint",
         )
+    elif not isinstance(model, torch.nn.Module):
+        name = source = getattr(model, "__name__", name).strip("<>")
     report("capture")
-    return _Captured(capture_module(model, inputs, dynamic_shapes), name, source)
+    call = capture_call(model, **examples)
+    return _Captured(call.graph, name, source, signature=call.signature)
 
 
 def _generated(graph: Graph, target: Target, report: Progress) -> Module:
@@ -344,29 +375,42 @@ def _kernel(kernel: Any, source: str) -> dict[str, Any]:
 
 
 def _program(
-    graph: Graph, modules: Sequence[Module], records: Sequence[PassRecord]
+    graph: Graph, modules: Sequence[Module], records: Sequence[PassRecord], captured: _Captured
 ) -> dict[str, Any]:
     """Return what the manifest says of the compiled program itself."""
-    pairs = zip(graph.functions, modules[0].symbols, strict=True)
+    each = zip(graph.functions, captured.graph.functions, modules[0].symbols, strict=True)
+    functions = [_function(f, before, symbols) for f, before, symbols in each]
+    if captured.signature is not None:
+        functions[0]["signature"] = captured.signature
     return {
         "format": FORMAT,
         "dilu": __version__,
-        "functions": [_function(f, symbols) for f, symbols in pairs],
+        "functions": functions,
         "targets": {m.target.name: _target(m) for m in modules},
         "passes": [_pass(record) for record in records],
     }
 
 
-def _function(function: Function, symbols: Sequence[str]) -> dict[str, Any]:
+def _function(function: Function, before: Function, symbols: Sequence[str]) -> dict[str, Any]:
+    """Describe a function, of which `before` is what was captured."""
     return {
         "name": function.name,
         "symbols": list(symbols),
-        "parameters": [_value(v) for v in function.parameters],
+        "parameters": _boundary(function.parameters, before.parameters),
         "states": [_value(v) for v in function.states],
-        "results": [_value(v) for v in function.results],
+        "results": _boundary(function.results, before.results),
         "constants": [v.name for v in function.constants],
         "memory": list(_memory(function)),
     }
+
+
+def _boundary(values: Sequence[Value], before: Sequence[Value]) -> list[dict[str, Any]]:
+    """Describe parameters or results; `element` is what the model calls the type of those that the
+    compiled code has as codes."""
+    return [
+        _value(v) | ({} if v.type.dtype == b.type.dtype else {"element": b.type.dtype.name})
+        for v, b in zip(values, before, strict=True)
+    ]
 
 
 def _value(value: Value) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..errors import DiluError
 from ..ir.graph import Graph
 from ..runtime.progress import Progress, silent
 from .c.driver import compile_source
 from .c.emit import emit_module
 from .kernel_ir import Program
-from .lower import function_symbols, lower
+from .lower import lower
+from .names import with_own_sizes, with_users_names
 from .target import Target
 
 
@@ -51,6 +53,17 @@ def generate(
     Raises DiluError for a region that no kernel computes, and when the target's compiler is
     missing or fails. `progress` is told what is done.
     """
+    own, names = with_own_sizes(graph)
+    try:
+        return _generate(own, names, target, progress, optimize)
+    except DiluError as error:
+        raise with_users_names(error, names) from None
+
+
+def _generate(
+    graph: Graph, names: Mapping[str, str], target: Target, progress: Progress, optimize: str
+) -> Module:
+    """Return the module of a graph whose sizes have names of ours; `names` are the users'."""
     progress(f"lowering for {target.name}")
     program = lower(graph, target)
     progress(f"writing source for {target.name}")
@@ -65,7 +78,7 @@ def generate(
     else:
         from .triton.build import build  # only here: a CPU needs none of it
 
-        built = build(program, target, progress=progress)
+        built = build(program, target, names, progress=progress)
         source, files = built.source, built.files
         kernels = tuple(KernelInfo(k.name, k.kind, name, text) for k, name, text in built.kernels)
     return Module(
@@ -74,7 +87,7 @@ def generate(
         kernels,
         library,
         tuple(f.name for f in graph.functions),
-        tuple(function_symbols(f) for f in graph.functions),
+        tuple(tuple(names[s] for s in entry.symbols) for entry in program.entries),
         program,
         files,
     )

@@ -34,6 +34,7 @@ from .lower_language import lower_attention, lower_cache_update, lower_experts, 
 from .lower_loops import Output
 from .lower_matmul import lower_matmul
 from .lower_products import Region
+from .names import buffer_name
 from .target import Target
 
 
@@ -107,7 +108,7 @@ def lower_function(function: Function, pieces: Mapping[str, int], target: Target
         except DiluError as error:
             raise error.in_pass("lower", _short(node), node.loc) from None
     return Plan(
-        _identifier(function.name),
+        function.name,
         len(function.parameters),
         len(function.states),
         len(function.constants),
@@ -217,23 +218,21 @@ def lower_kernel(
     target: Target,
 ) -> Kernel:
     """Return the kernel of one region."""
-    taken = {v.name for v in body.inputs} | symbols_of(body)
-    inputs = {
-        v.name: Buffer(
-            _identifier(v.name), v.type.dtype, v.type.shape, "argument",
-            constant=v.name in constant, pieces=pieces.get(v.name, 0),
+    inputs: dict[str, Buffer] = {}
+    taken: set[str] = set()
+    for v in body.inputs:
+        name = buffer_name(v.name, taken)
+        taken.add(name)
+        count, lasting = pieces.get(v.name, 0), v.name in constant
+        inputs[v.name] = Buffer(
+            name, v.type.dtype, v.type.shape, "argument", constant=lasting, pieces=count
         )
-        for v in body.inputs
-    }  # fmt: skip
-    used = {b.name for b in inputs.values()} | symbols_of(body)
     outputs: list[Buffer] = []
     for v in body.results:
-        name = _identifier(v.name)
-        while name in used:
-            name += "_out"
-        used.add(name)
+        name = buffer_name(v.name, taken)
+        taken.add(name)
         outputs.append(Buffer(name, v.type.dtype, v.type.shape))
-    region = Region(body, dict(inputs), tuple(outputs), taken | used, target)
+    region = Region(body, dict(inputs), tuple(outputs), taken | symbols_of(body), target)
     if kind == "loops":
         pairs = zip(body.results, outputs, strict=True)
         region.steps += region.loops([Output(v, b) for v, b in pairs])
@@ -243,7 +242,7 @@ def lower_kernel(
         raise DiluError(f"unknown kind of kernel {kind!r}").in_pass("lower", print_node(node))
     loc = next((n.loc for n in body.nodes if n.loc is not None), node.loc)
     return Kernel(
-        _identifier(body.name), kind, tuple(inputs.values()), region.outputs,
+        body.name, kind, tuple(inputs.values()), region.outputs,
         tuple(sorted(symbols_of(body))), tuple(region.steps), tuple(region.scratch), loc,
     )  # fmt: skip
 
@@ -256,11 +255,6 @@ def symbols_of(body: Function) -> set[str]:
         sizes = (a for a in node.op.attributes().values() if isinstance(a, sympy.Expr))
         found.update(symbols(sizes))
     return found
-
-
-def _identifier(name: str) -> str:
-    name = "".join(c if c.isalnum() else "_" for c in name)
-    return f"_{name}" if name[:1].isdigit() else name  # a module in a Sequential is called 0
 
 
 # ------------------------------------------------------------------------------- calls

@@ -18,7 +18,8 @@ from .block import BlockBuilder
 from .index import Range, index, reshape_index, variable
 from .kernel_ir import Buffer, Epilogue, Expr, LoopNest, Name, Step, Weight
 from .lower_loops import Output, lower_loops
-from .lower_values import BodyValues, Indices
+from .lower_values import BodyValues, Indices, canonical
+from .names import buffer_name
 from .target import Target
 from .tidy import tidy
 
@@ -55,11 +56,9 @@ class Region:
         return next((n for n in self.body.nodes if value in n.outputs), None)
 
     def scratch_buffer(self, name: str, dtype: DType, shape: Shape) -> Buffer:
-        while name in self.taken:
-            name += "_"
-        buffer = Buffer(name, dtype, shape, "scratch")
+        buffer = Buffer(buffer_name(name, self.taken), dtype, shape, "scratch")
         self.scratch.append(buffer)
-        self.taken.add(name)
+        self.taken.add(buffer.name)
         return buffer
 
     def argument(self, value: Value, dtype: DType) -> Buffer:
@@ -273,7 +272,8 @@ def lower_epilogue(
         for symbol, size, depth in zip((row, column, batch), sizes, (1, 2, 1), strict=True):
             builder.depth[symbol.name] = depth
             builder.ranges[symbol] = Range(0, size)
-        at = index_of(builder, row, column, 0 if sizes[2] == 1 else batch)
+        at = index_of(builder, row, column, batch)
+        at = canonical(at, products[0].type.shape)
         for name, product in zip(names, products, strict=True):
             builder.depth[name] = 2
             values.special[product.name] = _accumulator(values, product, name, at)
@@ -311,7 +311,7 @@ def _forward(
             new = node.output.type.shape
             place = reshape_index(place, start.type.shape, new, builder.ranges)
         elif op.name == "transpose":
-            place = tuple(place[a] for a in op.permutation)
+            place = tuple(place[a] for a in op.permutation)  # 0 along axes of size 1, as before
         elif node.output.type.shape != start.type.shape:
             raise fail("an epilogue cannot change the shape of a product like this", node)
         places[node.output.name] = place

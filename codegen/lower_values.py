@@ -14,7 +14,7 @@ from ..errors import DiluError, UnsupportedError
 from ..ir.dtypes import BF16, BOOL, F16, F64, I64, DType
 from ..ir.graph import Function, Node, Value
 from ..ir.text import print_node
-from ..ir.types import Dim
+from ..ir.types import Dim, Shape
 from .block import BlockBuilder
 from .index import FloorDiv, Remainder, divmod_index, index, reshape_index
 from .kernel_ir import Buffer, Expr, Index, Literal, compute_type
@@ -46,7 +46,11 @@ class BodyValues:
         self.computing: set[str] = set()  # values whose row buffer is being filled
 
     def element(self, value: Value, indices: Indices) -> Expr:
-        """Return element `indices` of `value`."""
+        """Return element `indices` of `value`; along an axis of size 1, any index is 0.
+
+        So whoever asks for an element, in whatever way an index was come by, asks for the same.
+        """
+        indices = canonical(indices, value.type.shape)
         key = (value.name, indices, self.builder.mask)
         found = self.builder.recall(key)
         if found is None:
@@ -89,8 +93,12 @@ class BodyValues:
 def broadcast_index(indices: Indices, value: Value) -> Indices:
     """Return the index of the element of `value` that broadcasting puts at `indices`."""
     shape = value.type.shape
-    tail = indices[len(indices) - len(shape) :]
-    return tuple(0 if size == 1 else i for i, size in zip(tail, shape, strict=True))
+    return canonical(indices[len(indices) - len(shape) :], shape)
+
+
+def canonical(indices: Indices, shape: Shape) -> Indices:
+    """Return indices in `shape` with 0 along every axis of size 1."""
+    return tuple(0 if size == 1 else i for i, size in zip(indices, shape, strict=True))
 
 
 # ------------------------------------------------------------------------- elementwise

@@ -2,75 +2,140 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
-import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.export import ExportedProgram
+from torch.export import AdditionalInputs, ExportedProgram, ShapesCollection
 
-from ..errors import DiluError, Loc
+from ..errors import DiluError
 from ..ir.dtypes import DType
 from ..ir.graph import Graph
 from ..ir.types import TensorType
 from ..ir.weights import Weight
+from .assumptions import Branches, conditions, guards_of, ranges_of, recorded_branches
+from .examples import (
+    Examples,
+    definition,
+    dynamic_sizes,
+    is_fake,
+    read_examples,
+    require_no_merged_inputs,
+)
+from .export import export as export
+from .export import exported_as_is, functional, module_of
+from .export_error import export_error
 from .importer import Importer
 from .operators import dtype_of
+from .signature import input_slots, input_trees, read_results, result_tree
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured module: a graph with one function `main`, and how that is called, as the
+    manifest says it (`runtime/signature.py`)."""
+
+    graph: Graph
+    signature: dict[str, Any]
 
 
 def capture_module(
-    module: torch.nn.Module | ExportedProgram,
-    example_inputs: Sequence[Any] | None = None,
+    module: Any,
+    example_inputs: Any = None,
     dynamic_shapes: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
 ) -> Graph:
-    """Capture a module, or an exported program, as a graph with one function `main`.
+    """Return the graph of `capture_call`, for those who call it in their own way."""
+    return capture_call(module, example_inputs, dynamic_shapes, example_kwargs).graph
 
-    Sizes are those of `example_inputs` unless `dynamic_shapes` (as of `torch.export.export`) makes
-    them symbolic. Parameters and buffers become constants. Raises DiluError when torch cannot
-    export the module, UnsupportedError for an operator dilu does not have.
+
+def capture_call(
+    module: Any,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> Captured:
+    """Capture a module, a function of tensors, or an exported program.
+
+    Sizes are those of the examples unless `dynamic_shapes` (as of `torch.export.export`) makes
+    them symbolic. Parameters and buffers become constants, plain values among the examples too.
+    Raises DiluError for examples that do not fit and when torch cannot export the module,
+    UnsupportedError for an operator dilu does not have.
     """
     if isinstance(module, ExportedProgram):
+        require_no_merged_inputs(module)
+        guards = guards_of(module)
         program = functional(module)
-    else:
-        if example_inputs is None:
-            raise DiluError("a module needs example inputs", hint="pass example_inputs=(tensor, …)")
-        inputs = tuple(example_inputs)
-        program = export(module, inputs, dynamic_shapes)
+        return _imported(program, guards, Branches(), None, {})
+    module = module_of(module)
+    given = read_examples(module.forward, example_inputs, example_kwargs)
+    shapes = dynamic_shapes
+    if isinstance(shapes, (AdditionalInputs, ShapesCollection)):
+        shapes = _resolved(module, given, shapes)
+    sizes = dynamic_sizes(given, shapes) if shapes else {}
+    with recorded_branches() as branches:
+        copies = given.copied()
+        exported = exported_as_is(module, copies.args, copies.kwargs, shapes)
+    guards = guards_of(exported)
+    return _imported(functional(exported), guards, branches, given, sizes)
+
+
+def _resolved(module: torch.nn.Module, given: Examples, shapes: Any) -> Any:
+    """Return `dynamic_shapes` that are told by tensors or by more examples as plain data."""
+    try:
+        return shapes.dynamic_shapes(module, given.args, given.kwargs)
+    except Exception as error:
+        raise export_error(error, definition(module.forward)) from error
+
+
+def _imported(
+    program: ExportedProgram,
+    guards: Sequence[Any],
+    branches: Branches,
+    given: Examples | None,
+    sizes: Mapping[tuple[int, int], Any],
+) -> Captured:
     importer = Importer(program)
-    importer.name_sizes(_size_names(dynamic_shapes))
+    importer.name_sizes(_names(sizes))
     importer.take_inputs()
-    results = importer.run()
-    imported = importer.finish("main", results)
+    results = read_results(program, importer.outputs())
+    imported = importer.finish("main", results.values)
     state: dict[str, Any] = {**program.state_dict, **program.constants}
-    weights = {name: weight_of(state[s.parameter]) for name, s in imported.sources.items()}
-    return Graph("captured", (imported.function,), weights)
+    weights = {
+        name: weight_of(state[source.parameter], source.parameter)
+        for name, source in imported.sources.items()
+    }
+    known = [*guards, *ranges_of(program, sizes)]
+    signature = {
+        "inputs": input_slots(program, input_trees(program), given),
+        "result": result_tree(program, results.trees),
+        "writes": results.writes,
+        "conditions": conditions(known, branches, importer.not_one, importer.symbols),
+    }
+    return Captured(Graph("captured", (imported.function,), weights), signature)
 
 
-def export(module: torch.nn.Module, inputs: tuple[Any, ...], shapes: Any) -> ExportedProgram:
-    """Export a module in evaluation mode to a functional program; raise DiluError on failure."""
-    with _evaluating(module), torch.no_grad():
-        try:
-            program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
-        except DiluError:
-            raise
-        except Exception as error:
-            raise _export_error(error) from error
-        return functional(program)
+def _names(sizes: Mapping[tuple[int, int], Any]) -> list[list[str | None]]:
+    """Return the names of sizes per input and axis."""
+    rows: list[list[str | None]] = [[] for _ in range(max((i for i, _ in sizes), default=-1) + 1)]
+    for (index, axis), size in sizes.items():
+        rows[index] += [None] * (axis + 1 - len(rows[index]))
+        rows[index][axis] = _dim_name(size)
+    return rows
 
 
-def functional(program: ExportedProgram) -> ExportedProgram:
-    """Return the program without in-place operators; composite ones stay."""
-    with warnings.catch_warnings():
-        # torch copies its own deprecated objects, which is nothing a user could mend.
-        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
-        return program.run_decompositions({})
+def weight_of(tensor: torch.Tensor, name: str | None = None) -> Weight:
+    """Return a tensor's type and raw storage as a constant.
 
-
-def weight_of(tensor: torch.Tensor) -> Weight:
-    """Return a tensor's type and raw storage as a constant."""
+    Raises DiluError for a tensor that has none, by its name.
+    """
+    if tensor.is_meta or is_fake(tensor):
+        raise DiluError(
+            f"the parameter {name!r} has no values: it is on the device {tensor.device}",
+            hint="load the module's weights before compiling it",
+        )
     t = TensorType(dtype_of(tensor.dtype), tuple(tensor.shape))
     return Weight(t, data=raw(tensor, t.dtype))
 
@@ -83,54 +148,6 @@ def raw(tensor: torch.Tensor, dtype: DType) -> np.ndarray:
     return tensor.numpy().astype(dtype.storage, copy=True)
 
 
-@contextlib.contextmanager
-def _evaluating(module: torch.nn.Module) -> Generator[None]:
-    training = [m for m in module.modules() if m.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
-
-
-def _export_error(error: Exception) -> DiluError:
-    """Say why torch.export failed, at the line of the user's model."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    text, hint = lines[0], "control flow and sizes must not depend on the values of tensors"
-    if text.startswith("Constraints violated"):
-        reasons = [line.strip(" -") for line in lines[1:] if line.startswith("  - ")]
-        text = f"not every size of dynamic_shapes fits: {'; '.join(reasons) or text}"
-        fixes = [line.strip() for line in lines if re.match(r"    ?\s+_?\w+ = ", line)]
-        hint = f"torch suggests: {', '.join(fixes)}" if fixes else "restrict dynamic_shapes"
-    frames: list[Loc] = []
-    trace = error.__traceback__
-    root = str(torch.__path__[0])
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if not file.startswith((root, "<")) and file != __file__ and "contextlib" not in file:
-            frames.append(Loc(file, trace.tb_lineno))
-        trace = trace.tb_next
-    return DiluError(
-        f"torch.export cannot capture the model: {text}",
-        frames[-1] if frames else None,
-        hint,
-    )
-
-
-def _size_names(shapes: Any) -> list[list[str | None]]:
-    """Return the names that `torch.export.Dim` objects have, per input and axis."""
-    if not shapes:
-        return []
-    names: list[list[str | None]] = []
-    for entry in shapes.values() if isinstance(shapes, dict) else shapes:
-        items = dict(entry) if isinstance(entry, dict) else dict(enumerate(entry or ()))
-        axes = [k for k in items if isinstance(k, int)]
-        row = [_dim_name(items.get(a)) for a in range(max(axes, default=-1) + 1)]
-        names.append(row)
-    return names
-
-
 def _dim_name(size: Any) -> str | None:
-    name = getattr(size, "__name__", None)
+    name = getattr(getattr(size, "root", size), "__name__", None)  # 2*N is known by its N
     return name if isinstance(name, str) and name.isidentifier() else None

@@ -7,29 +7,38 @@ constants in the form in which they are stored, decoded where they are used firs
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import count
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import fx
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind, OutputKind, OutputSpec
 
-from ..errors import DiluError, Loc, UnsupportedError
+from ..errors import DiluError, UnsupportedError
 from ..ir.dtypes import F32
-from ..ir.graph import Function, Node, Value
+from ..ir.graph import Function, Value
 from ..ir.ops.elementwise import Cast
-from ..ir.ops.index import Reshape
+from ..ir.ops.index import BroadcastTo, Reshape
 from ..ir.ops.quantize import Dequantize
 from ..ir.rewrite import Builder
-from ..ir.types import TensorType, symbol
+from ..ir.types import Dim, TensorType, symbol
+from .nodes import (
+    live,
+    location,
+    modules_of,
+    object_text,
+    promoted_type,
+    tensors_of,
+    unknown_operator,
+    values_of,
+)
 from .operators import TABLE, Context, Symbols, dtype_of
 
-_OURS = str(Path(__file__).parent)
-_TORCH = str(Path(torch.__file__).parent)
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+#: What computes nothing. Assertions on sizes are guards of the program too, to which a call is
+#: held; those on values are not run: where they hold, and only there, the results are the model's.
 _NO_EFFECT = ("_assert", "sym_constrain_range", "_functional_sym_constrain", "_print")
 _WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
@@ -89,6 +98,7 @@ class Importer:
     states: list[Value] = field(default_factory=list)
     constants: list[Value] = field(default_factory=list)
     sources: dict[str, Source] = field(default_factory=dict)
+    not_one: list[Dim] = field(default_factory=list)
     _values: dict[fx.Node, Any] = field(default_factory=dict)
 
     # ------------------------------------------------------------------ inputs
@@ -100,19 +110,22 @@ class Importer:
         """
         partial: dict[str, str] = {}
         alone: set[str] = set()
-        for i, node in enumerate(self._user_inputs()):
-            shape: Sequence[Any] = getattr(node.meta["val"], "shape", ())
-            for axis, size in enumerate(shape):
-                said = names[i][axis] if i < len(names) and axis < len(names[i]) else None
-                if not isinstance(size, torch.SymInt):
-                    continue
-                for free in sorted(map(str, size.node.expr.free_symbols)):
-                    unsaid = f"s{len(self.symbols.names)}"
-                    self.symbols.names.setdefault(free, symbol(said or unsaid))
-                    if not size.node.expr.is_Symbol:
-                        partial.setdefault(free, f"axis {axis} of input {i} has size {size}")
-                if size.node.expr.is_Symbol:
-                    alone.add(str(size.node.expr))
+        sizes = list(self._symbolic_sizes())
+        for i, axis, size in sizes:
+            said = names[i][axis] if i < len(names) and axis < len(names[i]) else None
+            if size.node.expr.is_Symbol:
+                alone.add(str(size.node.expr))
+                if said is not None:  # of several that torch tells apart and that are one, too
+                    self.symbols.names.setdefault(str(size.node.expr), symbol(said))
+        taken = {name for row in names for name in row}
+        for i, axis, size in sizes:
+            for free in sorted(map(str, size.node.expr.free_symbols)):
+                if free not in self.symbols.names:
+                    given = {*taken, *map(str, self.symbols.names.values())}
+                    numbered = (f"s{n}" for n in count(len(self.symbols.names)))
+                    self.symbols.names[free] = symbol(next(n for n in numbered if n not in given))
+                if not size.node.expr.is_Symbol:
+                    partial.setdefault(free, f"axis {axis} of input {i} has size {size}")
         for free, size in partial.items():
             if free not in alone:
                 raise DiluError(
@@ -120,15 +133,34 @@ class Importer:
                     hint="make every dynamic size a torch.export.Dim of its own",
                 )
 
+    def _symbolic_sizes(self) -> Iterator[tuple[int, int, torch.SymInt]]:
+        """Yield the symbolic sizes of the user's inputs: input, axis and size."""
+        for i, node in enumerate(self._user_inputs()):
+            shape: Sequence[Any] = getattr(node.meta["val"], "shape", ())
+            for axis, size in enumerate(shape):
+                if isinstance(size, torch.SymInt):
+                    yield i, axis, size
+
     def take_inputs(self, names: Sequence[str] | None = None) -> None:
         """Make the user's inputs parameters of the function."""
         for i, node in enumerate(self._user_inputs()):
             value = node.meta.get("val")
-            if not isinstance(value, torch.Tensor):
+            if value is None or isinstance(value, (bool, int, float, str)):
                 self._values[node] = value
                 continue
+            if not isinstance(value, torch.Tensor):
+                symbolic = isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
+                what = "a number that is made dynamic" if symbolic else object_text(value)
+                raise UnsupportedError(
+                    f"the input {node.target} is {what}, which is not supported",
+                    hint="an input whose values vary has to be a tensor",
+                )
             base = names[i] if names else str(node.target)
-            self._values[node] = self.parameter(base, self._type(value))
+            try:
+                self._values[node] = self.parameter(base, self._type(value))
+            except UnsupportedError as error:
+                error.message = f"the input {node.target}: {error.message}"
+                raise
 
     def parameter(self, name: str, t: TensorType) -> Value:
         """Add a parameter to the function."""
@@ -162,16 +194,9 @@ class Importer:
     # ------------------------------------------------------------------ running
 
     def run(self) -> tuple[Value, ...]:
-        """Import all nodes; return the values of the user's outputs."""
-        module = self.program.graph_module
-        targets = {s.arg.name: s.target for s in self.program.graph_signature.input_specs}
-        for node in module.graph.find_nodes(op="placeholder"):
-            if node not in self._values:
-                name = self.names(str(targets[node.name]))
-                self._values[node] = _Stored(name, self._type(node.meta["val"]))
-        outputs = self._graph(module)
+        """Import all nodes; return the values of the user's outputs, all of them tensors."""
         results: list[Value] = []
-        for spec, value in zip(self.program.graph_signature.output_specs, outputs, strict=True):
+        for spec, _, value in self.outputs():
             if spec.kind != OutputKind.USER_OUTPUT:
                 raise UnsupportedError(
                     f"the model writes to {spec.target or 'its input'!r}",
@@ -180,13 +205,28 @@ class Importer:
             results += self._flat(value)
         return tuple(results)
 
+    def outputs(self) -> list[tuple[OutputSpec, Any, Any]]:
+        """Import all nodes; return the program's outputs: what each is, what gives it in the
+        program (a node or a plain value), and its value here."""
+        module = self.program.graph_module
+        targets = {s.arg.name: s.target for s in self.program.graph_signature.input_specs}
+        for node in module.graph.find_nodes(op="placeholder"):
+            if node not in self._values:
+                name, value = self.names(str(targets[node.name])), node.meta["val"]
+                tensor = isinstance(value, torch.Tensor)
+                self._values[node] = _Stored(name, value) if tensor else _Object(object_text(value))
+        values = self._graph(module)
+        (output,) = module.graph.find_nodes(op="output")
+        specs = self.program.graph_signature.output_specs
+        return list(zip(specs, output.args[0], values, strict=True))
+
     def _graph(self, module: fx.GraphModule) -> Sequence[Any]:
         for node in module.graph.nodes:
             if node.op == "call_function":
                 self.builder.loc = location(node)
                 self._values[node] = self._call(node)
             elif node.op == "get_attr":
-                self._values[node] = getattr(module, str(node.target))
+                self._values[node] = attrgetter(str(node.target))(module)
         (output,) = module.graph.find_nodes(op="output")
         return [self._argument(a) for a in output.args[0]]
 
@@ -223,16 +263,16 @@ class Importer:
     def _lower(self, node: fx.Node, operator: str) -> Any:
         loc = self.builder.loc
         if operator not in TABLE:
-            raise UnsupportedError(
-                f"the operator {operator} is not supported",
-                loc,
-                "rewrite this line with other operators, or add a lowering for it",
-            )
-        types = tuple(self._type(v) for v in _tensors(node.meta["val"]))
-        promoted = dtype_of(_promoted(node), loc)
+            raise unknown_operator(node, operator, loc)
+        self._assume(node, operator)
+        types = tuple(self._type(v) for v in tensors_of(node.meta["val"]))
+        if types and all(0 in t.shape for t in types):  # no element is anyone's to compute
+            empty = tuple(_emptied(self.builder, t) for t in types)
+            return empty[0] if isinstance(node.meta["val"], torch.Tensor) else empty
+        promoted = dtype_of(promoted_type(node), loc)
         context = Context(
             self.builder, self.symbols, operator, types, promoted, self.roles,
-            self.trust_indices, self.layers, _modules(node),
+            self.trust_indices, self.layers, modules_of(node),
         )  # fmt: skip
         try:
             arguments = [self._argument(a) for a in node.args]
@@ -243,23 +283,46 @@ class Importer:
         except DiluError as error:
             error.loc = error.loc or loc
             raise
-        except TypeError as error:
-            message = f"the operator {operator} is not supported with these arguments: {error}"
+        except Exception as error:
+            what = (
+                str(error) if isinstance(error, TypeError) else f"{type(error).__name__}: {error}"
+            )
+            message = f"the operator {operator} is not supported with these arguments: {what}"
             raise UnsupportedError(message, loc) from error
         self._check(context, out)
         return out
 
     def _check(self, context: Context, out: Any) -> None:
-        """Assert that a lowering made what torch says the operator makes."""
-        made = tuple(v.type for v in _values(out))
+        """Raise UnsupportedError unless a lowering made what torch says the operator makes."""
+        made = tuple(v.type for v in values_of(out))
         for got, want in zip(made, context.types, strict=False):
-            assert got == want, f"{context.operator} made {got}, not {want}"
+            if got != want:
+                raise context.unsupported(f"what becomes {want} in torch and {got} in dilu")
+
+    def _assume(self, node: fx.Node, operator: str) -> None:
+        """Note the symbolic sizes that torch took not to be 1 since it removed no such axis."""
+        if operator not in ("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims"):
+            return
+        x: Any = node.args[0].meta["val"]  # type: ignore[union-attr]
+        given: Any = node.args[1] if len(node.args) > 1 else range(x.dim())
+        for axis in [given] if isinstance(given, int) else given:
+            if x.dim() and isinstance(x.shape[axis], torch.SymInt):
+                self.not_one.append(self.symbols.dim(x.shape[axis]))
 
     def _argument(self, a: Any) -> Any:
         if isinstance(a, fx.Node):
             value = self._values[a]
             if isinstance(value, _Stored):
                 value = self._values[a] = self._decoded(value)
+            if isinstance(value, _Object):
+                raise UnsupportedError(
+                    f"the model uses {value.text}, which is not supported",
+                    self.builder.loc,
+                    "a compiled model consists of tensors and plain values",
+                )
+            if isinstance(value, torch.Tensor):
+                message = "a tensor that is made inside of a region of its own is not supported"
+                raise UnsupportedError(message, self.builder.loc, "make it in __init__")
             if isinstance(value, (torch.SymBool, torch.SymFloat)):
                 message = f"a value depends on a symbolic size ({value})"
                 raise UnsupportedError(message, self.builder.loc)
@@ -270,17 +333,22 @@ class Importer:
 
     def _decoded(self, stored: _Stored) -> Value:
         """Return a parameter's value; codes are decoded to f32, other types to the model's."""
-        storage = self.storage(stored.name, stored.type)
+        try:
+            t = self._type(stored.fake)
+        except UnsupportedError as error:
+            error.message = f"the parameter {stored.name!r}: {error.message}"
+            raise
+        storage = self.storage(stored.name, t)
         value = self.constant(stored.name, storage.type, Source(stored.name))
         if storage.scales is not None:
             assert storage.block is not None
             name = f"{stored.name}.scales"
             scales = self.constant(name, storage.scales, Source(stored.name, scales=True))
             value = self.builder.emit(Dequantize(storage.block, F32), value, scales)
-        elif value.type.dtype != stored.type.dtype:
-            value = self.builder.emit(Cast(stored.type.dtype), value)
-        if value.type.shape != stored.type.shape:
-            value = self.builder.emit(Reshape(stored.type.shape), value)
+        elif value.type.dtype != t.dtype:
+            value = self.builder.emit(Cast(t.dtype), value)
+        if value.type.shape != t.shape:
+            value = self.builder.emit(Reshape(t.shape), value)
         return value
 
     def _flat(self, value: Any) -> list[Value]:
@@ -291,6 +359,9 @@ class Importer:
         return [value]
 
     def _type(self, t: torch.Tensor) -> TensorType:
+        if t.layout != torch.strided:
+            message = f"a tensor of the layout {t.layout} is not supported"
+            raise UnsupportedError(message, self.builder.loc, "use dense tensors")
         shape = tuple(self.symbols.dim(d) for d in t.shape)
         return TensorType(dtype_of(t.dtype, self.builder.loc), shape)
 
@@ -315,60 +386,27 @@ class Importer:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A parameter that nothing has used yet."""
+    """A parameter that nothing has used yet, and torch's fake of it."""
 
     name: str
-    type: TensorType
+    fake: torch.Tensor
 
 
-#: Keywords of operators that say where and how a tensor lies, not what it is.
+@dataclass(frozen=True)
+class _Object:
+    """An input of the program that is no tensor, such as a random generator."""
+
+    text: str
+
+
+#: Keywords of operators that say where and how a tensor lies, not what it is. `dtype` is the
+#: result's element type, which a lowering knows from torch (`Context.dtype`), as it knows that no
+#: layout but the dense one is left.
 _STORAGE_KEYWORDS = frozenset(
     {"device", "dtype", "layout", "memory_format", "pin_memory", "non_blocking", "copy"}
 )
 
 
-def live(nodes: Sequence[Node], wanted: Sequence[Value]) -> tuple[tuple[Node, ...], set[str]]:
-    """Return the nodes that `wanted` needs, and the names of all values that are used."""
-    used = {v.name for v in wanted}
-    kept: list[Node] = []
-    for node in reversed(nodes):
-        if any(v.name in used for v in node.outputs):
-            used.update(v.name for v in node.inputs)
-            kept.append(node)
-    return tuple(reversed(kept)), used
-
-
-def location(node: fx.Node) -> Loc | None:
-    """Return the innermost line of the user's model that made a node."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    frames = [f for f in frames if not f[0].startswith((_TORCH, _OURS)) and f[0][0] != "<"]
-    return Loc(frames[-1][0], int(frames[-1][1])) if frames else None
-
-
-def _modules(node: fx.Node) -> tuple[str, ...]:
-    """Return the classes of the modules that a node was called in, the outermost first."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return tuple(
-        getattr(kind, "__name__", str(kind)).rpartition(".")[2] for _, kind in stack.values()
-    )
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [t for v in value or () for t in _tensors(v)] if isinstance(value, (list, tuple)) else []
-
-
-def _values(out: Any) -> tuple[Value, ...]:
-    return (out,) if isinstance(out, Value) else tuple(out)
-
-
-def _promoted(node: fx.Node) -> torch.dtype:
-    """Return the common element type of the tensors and numbers among the first two arguments."""
-    arguments = [a.meta.get("val") if isinstance(a, fx.Node) else a for a in node.args[:2]]
-    known: list[Any] = [a for a in arguments if isinstance(a, (torch.Tensor, int, float))]
-    known += [1 for a in arguments if isinstance(a, torch.SymInt)]
-    tensors = [a for a in known if isinstance(a, torch.Tensor)]
-    if not tensors:
-        return torch.float32
-    return torch.result_type(*known) if len(known) == 2 else tensors[0].dtype
+def _emptied(builder: Builder, t: TensorType) -> Value:
+    """Return a value without elements."""
+    return builder.emit(BroadcastTo(t.shape), builder.literal(0, t.dtype))

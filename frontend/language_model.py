@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..errors import DiluError, UnsupportedError
+from ..errors import DiluError, Loc, UnsupportedError
 from ..ir.dtypes import BF16, DTYPES, I64, DType
 from ..ir.graph import Graph, Value
 from ..ir.ops.control import Call
@@ -29,21 +29,20 @@ from ..ir.types import TensorType, shape_of, symbol
 from ..ir.weights import Weight
 from . import transformer
 from .bind import Binder
+from .buffers import check_rotary, real_buffers
 from .capture import weight_of
 from .checkpoint import CONFIG, read_checkpoint, read_config, read_quantization
+from .configuration import Configuration, decode_floats, read_configuration, text_settings
+from .generation import read_generation
 from .importer import Imported, Importer, Source, Storage
+from .model import build_model, telling
 from .operators.language import PAGING
+from .runs import LayerCall, Run, signature
+from .text_part import text_part
 
 PAGE_SIZE = 64
-#: Files of a checkpoint directory that turn text into tokens and back.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+TORCH = {DTYPES[name]: dtype for name, dtype in _DTYPES.items()}
 _T, _S, _P, _B = (symbol(n) for n in "TSPB")
 _PER_TOKEN = TensorType(I64, (_T,))
 _PAGES = TensorType(I64, (_S, _P))
@@ -51,7 +50,11 @@ _PAGES = TensorType(I64, (_S, _P))
 
 @dataclass(frozen=True)
 class LanguageModelInfo:
-    """What running a language model needs to know besides its graph; plain data."""
+    """What running a language model needs to know besides its graph; plain data.
+
+    `sampling` (temperature, top_k, top_p) is what the checkpoint suggests, empty where it does not
+    want tokens drawn at random; `notes` are what its user should be told.
+    """
 
     architecture: str
     vocab_size: int
@@ -59,9 +62,10 @@ class LanguageModelInfo:
     max_positions: int
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
-    dtype: str
-    parameters: int
-    tokenizer_files: tuple[str, ...] = ()
+    dtype: str = "f32"
+    parameters: int = 0
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
@@ -71,7 +75,7 @@ class LanguageModelInfo:
     def from_dict(cls, fields: Mapping[str, Any]) -> LanguageModelInfo:
         """Return what `to_dict` was made from."""
         known = dict(fields)
-        for name in ("eos_token_ids", "tokenizer_files"):
+        for name in ("eos_token_ids", "notes"):
             known[name] = tuple(known[name])
         return cls(**known)
 
@@ -89,40 +93,56 @@ def capture_language_model(
     if dtype not in _DTYPES:
         raise DiluError(f"unknown element type {dtype!r}", hint=f"supported: {', '.join(_DTYPES)}")
     checkpoint = None if config_only else read_checkpoint(path)
-    settings = checkpoint.config if checkpoint else read_config(path)
+    settings = decode_floats(checkpoint.config if checkpoint else read_config(path))
     file = str(path / CONFIG if path.is_dir() else path)
-    model, mode = transformer.build_model(settings, _DTYPES[dtype], file)
-    transformer.check_rotary(model)
-    binder = Binder(model, checkpoint, read_quantization(settings, file), _stored_dtype(settings))
-    info = _info(model, settings, path, dtype)
-    graph = _Capture(model, mode, binder, DTYPES[dtype]).graph()
-    return graph, info
+    found = read_configuration(settings, file)
+    model, mode = build_model(found, _DTYPES[dtype])
+    quantization = read_quantization({**text_settings(settings), **settings}, file)
+    if checkpoint is not None and found.inside is not None:
+        checkpoint = text_part(checkpoint, model)
+    binder = Binder(model, checkpoint, quantization, _stored_dtype(settings))
+    parameters = sum(p.numel() for p in model.parameters())  # before its layers become runs
+    with telling(f"capture the model of model_type {found.kind!r}"):
+        check_rotary(model)
+        graph = _Capture(model, mode, binder, DTYPES[dtype]).graph()
+    info = _info(model, found, settings, path)
+    return graph, replace(info, dtype=dtype, parameters=parameters)
 
 
 def _stored_dtype(settings: Mapping[str, Any]) -> DType:
     """Return the element type of unquantized weights as the configuration says it."""
     names = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
-    said = settings.get("torch_dtype") or settings.get("dtype")
+    text = text_settings(settings)
+    said = next(
+        (x[k] for x in (settings, text) for k in ("torch_dtype", "dtype") if x.get(k)), None
+    )
     return DTYPES[names[said]] if said in names else BF16
 
 
-def _info(model: Any, settings: Mapping[str, Any], path: Path, dtype: str) -> LanguageModelInfo:
-    config = model.config
-    folder = path if path.is_dir() else path.parent
-    generation = folder / "generation_config.json"
-    said = read_config(generation) if generation.is_file() else {}
-    eos = said.get("eos_token_id", config.eos_token_id)
+def _info(
+    model: Any, found: Configuration, settings: Mapping[str, Any], path: Path
+) -> LanguageModelInfo:
+    generation = read_generation(path if path.is_dir() else path.parent, settings, model.config)
     return LanguageModelInfo(
         architecture=type(model).__name__,
-        vocab_size=int(config.vocab_size),
+        vocab_size=_size(model, "vocab_size", path),
         page_size=PAGE_SIZE,
-        max_positions=int(config.max_position_embeddings),
-        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
-        bos_token_id=config.bos_token_id,
-        dtype=dtype,
-        parameters=sum(p.numel() for p in model.parameters()),
-        tokenizer_files=tuple(f for f in TOKENIZER_FILES if (folder / f).is_file()),
+        max_positions=_size(model, "max_position_embeddings", path),
+        eos_token_ids=generation.eos,
+        bos_token_id=generation.bos,
+        sampling=generation.sampling,
+        notes=(*found.notes, *generation.notes),
     )
+
+
+def _size(model: Any, name: str, path: Path) -> int:
+    """Return a size that the configuration has to say."""
+    size = getattr(model.config, name, None)
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        said = "does not say" if size is None else f"says {size!r} for"
+        file = path / CONFIG if path.is_dir() else path
+        raise DiluError(f"the configuration {said} {name}", Loc(str(file)), f"add {name} to it")
+    return size
 
 
 @dataclass
@@ -142,27 +162,27 @@ class _Capture:
     mode: FakeTensorMode
     binder: Binder
     dtype: DType
-    kinds: dict[Any, _Kind] = field(default_factory=dict)
+    buffers: dict[str, torch.Tensor] = field(default_factory=dict)
+    kinds: list[tuple[Any, _Kind]] = field(default_factory=list)
     weights: dict[str, Weight] = field(default_factory=dict)
     updates: list[Value] = field(default_factory=list)
 
     def graph(self) -> Graph:
         """Capture everything; return the graph."""
-        buffers = transformer.real_buffers(self.model)
-        runs, signatures = self.find_runs()
+        self.buffers = real_buffers(self.model, TORCH[self.dtype])
+        layers = transformer.find_layers(self.model).layers
+        keys = [self.signature(i, layer) for i, layer in enumerate(layers)]
+        runs = transformer.find_runs(self.model, keys, self.mode)
         program = transformer.export_outer(self.model, runs, self.mode)
-        kinds = [self.kind(run, key) for run, key in zip(runs, signatures, strict=True)]
+        kinds = [self.kind(run) for run in runs]
 
-        def layers(index: int, operands: tuple[Value, ...]) -> Value:
+        def called(index: int, operands: tuple[Value, ...]) -> Value:
             return self.call(importer, runs[index], kinds[index], operands)
-
-        def storage(name: str, t: TensorType) -> Storage:
-            return Storage(t) if name in buffers else self.binder.storage(name)
 
         def names(name: str) -> str:
             return self.binder.canonical(name.removeprefix("model."))
 
-        importer = Importer(program, storage, layers, trust_indices=True, names=names)
+        importer = Importer(program, self.storage, called, trust_indices=True, names=names)
         importer.name_sizes([["T"], ["T"], ["R"]])
         importer.take_inputs()
         tokens, positions, rows = importer.parameters
@@ -174,28 +194,23 @@ class _Capture:
         imported = importer.finish("main", results, self.updates)
         for name, source in imported.sources.items():
             if name not in self.weights:
-                self.weights[name] = self.weight(source, buffers)
+                self.weights[name] = self.weight([source.parameter], source, stacked=False)
         used = {c.name for c in imported.function.constants}
         weights = {name: w for name, w in self.weights.items() if name in used}
         return Graph("captured", (imported.function,), weights)
 
-    def weight(self, source: Source, buffers: Mapping[str, torch.Tensor]) -> Weight:
-        if source.parameter in buffers:
-            return weight_of(buffers[source.parameter])
-        return self.binder.weight([source.parameter], scales=source.scales, stacked=False)
+    def storage(self, name: str, t: TensorType) -> Storage:
+        """Return how a parameter is stored; a buffer that no checkpoint holds is as it is."""
+        return Storage(t) if name in self.buffers else self.binder.storage(name)
+
+    def weight(self, names: list[str], source: Source, *, stacked: bool) -> Weight:
+        """Return the binding of a parameter or buffer, of several layers if it is stacked."""
+        if names[0] not in self.buffers:
+            return self.binder.weight(names, scales=source.scales, stacked=stacked)
+        values = [self.buffers[n] for n in names]
+        return weight_of(torch.stack(values) if stacked else values[0])
 
     # -------------------------------------------------------------- layers
-
-    def find_runs(self) -> tuple[list[transformer.Run], list[Any]]:
-        """Return the runs of equal decoder layers, and their signatures."""
-        layers = list(transformer.find_layers(self.model).layers)
-        keys = [self.signature(i, layer) for i, layer in enumerate(layers)]
-        starts = [i for i in range(len(layers)) if i == 0 or keys[i] != keys[i - 1]]
-        runs = [
-            transformer.Run(r, first, layers[first:stop])
-            for r, (first, stop) in enumerate(zip(starts, [*starts[1:], len(layers)], strict=True))
-        ]
-        return runs, [keys[i] for i in starts]
 
     def signature(self, index: int, layer: torch.nn.Module) -> Any:
         """Return what makes layers one kind: the same program, and weights stored alike."""
@@ -203,27 +218,26 @@ class _Capture:
             (name, self.binder.storage(self.layer_prefix(index) + name))
             for name in layer.state_dict(keep_vars=True)
         )
-        return transformer.signature(layer), forms
+        return signature(layer), forms
 
     def layer_prefix(self, index: int) -> str:
-        return f"{self.model.base_model_prefix}.layers.{index}."
+        return f"{transformer.layers_name(self.model)}.{index}."
 
-    def kind(self, run: transformer.Run, key: Any) -> _Kind:
+    def kind(self, run: Run) -> _Kind:
         """Capture the layer of a run, unless one like it has been."""
-        if key not in self.kinds:
-            if run.record.call is None:
-                raise UnsupportedError("the model does not call its decoder layers one by one")
+        known = next((kind for key, kind in self.kinds if key == run.key), None)
+        if known is None:
+            assert run.record.call is not None, "the model has called its layers in the trial"
             name = f"layer_{len(self.kinds)}"
-            self.kinds[key] = self.capture_layer(
-                run.record.call, name, self.layer_prefix(run.first)
-            )
-        return self.kinds[key]
+            known = self.capture_layer(run.record.call, name, self.layer_prefix(run.first))
+            self.kinds.append((run.key, known))
+        return known
 
-    def capture_layer(self, call: transformer.LayerCall, name: str, prefix: str) -> _Kind:
+    def capture_layer(self, call: LayerCall, name: str, prefix: str) -> _Kind:
         program = transformer.export_layer(call, self.mode)
 
-        def storage(parameter: str, _: TensorType) -> Storage:
-            return self.binder.storage(prefix + parameter)
+        def storage(parameter: str, t: TensorType) -> Storage:
+            return self.storage(prefix + parameter, t)
 
         def names(parameter: str) -> str:
             return parameter.removeprefix("layer.")
@@ -257,9 +271,7 @@ class _Capture:
             t = TensorType(self.dtype, shape_of((_B, PAGE_SIZE, int(heads), int(width))))
             importer.roles[name] = importer.state(name, t)
 
-    def call(
-        self, importer: Importer, run: transformer.Run, kind: _Kind, operands: tuple[Value, ...]
-    ) -> Value:
+    def call(self, importer: Importer, run: Run, kind: _Kind, operands: tuple[Value, ...]) -> Value:
         """Emit the call of a run; its states and constants become the function's, stacked."""
         body = kind.imported.function
         op = Call(body, run.count)
@@ -272,7 +284,7 @@ class _Capture:
         return hidden
 
     def stacked(
-        self, importer: Importer, run: transformer.Run, kind: _Kind, constant: Value, op: Call
+        self, importer: Importer, run: Run, kind: _Kind, constant: Value, op: Call
     ) -> Value:
         source = kind.imported.sources[constant.name]
         layers = range(run.first, run.first + run.count)
@@ -282,5 +294,5 @@ class _Capture:
             op.stack(constant.type),
             Source(names[0], source.scales),
         )
-        self.weights[value.name] = self.binder.weight(names, scales=source.scales, stacked=True)
+        self.weights[value.name] = self.weight(names, source, stacked=True)
         return value

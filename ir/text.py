@@ -4,7 +4,7 @@
     function = "func" "@"name "(" values ")" ["state" "(" values ")"] ["const" "(" values ")"] "{"
                node* "return" names ["update" names] ("arena" size ":" names)* "}"
     node     = values "=" op "(" names ")" ["{" attributes "}"]
-    value    = "%"name ":" dtype "[" sizes "]"
+    value    = "%"name ":" dtype "[" sizes "]", a name of other than letters being "quoted"
     attribute value = int | float | true | false | none | "string" | dtype | "<" size ">"
                     | "[" values "]" | function
 
@@ -53,7 +53,7 @@ def print_function(function: Function, locations: bool = False, indent: str = ""
         tail += f" update {_names(function.updates)}"
     lines.append(inner + tail)
     for slot in function.arena:
-        values = ", ".join(f"%{v}" for v in slot.values)
+        values = ", ".join(map(_name, slot.values))
         lines.append(f"{inner}arena {print_dim(slot.size)} : {values}")
     return "\n".join([*lines, indent + "}"])
 
@@ -69,11 +69,15 @@ def print_node(node: Node, locations: bool = False, indent: str = "") -> str:
 
 
 def _typed(values: Iterable[Value]) -> str:
-    return ", ".join(f"{v}: {v.type}" for v in values)
+    return ", ".join(f"{_name(v.name)}: {v.type}" for v in values)
 
 
 def _names(values: Iterable[Value]) -> str:
-    return ", ".join(str(v) for v in values)
+    return ", ".join(_name(v.name) for v in values)
+
+
+def _name(name: str) -> str:
+    return f"%{name}" if re.fullmatch(r"[\w.]+", name) else f"%{json.dumps(name)}"
 
 
 def _attribute(value: Any, locations: bool, indent: str) -> str:
@@ -102,10 +106,10 @@ _TOKEN = re.compile(
     r"""\s+|\#[^\n]*
     |(?P<string>"(?:[^"\\]|\\.)*")
     |(?P<angle><[^>]*>)
-    |(?P<value>%[\w.]+)
+    |(?P<value>%(?:[\w.]+|"(?:[^"\\]|\\.)*"))
     |(?P<symbol>@[\w.]+)
     |(?P<number>-?(?:inf\b|nan\b|\d[\d.]*(?:e[+-]?\d+)?))
-    |(?P<word>[A-Za-z_]\w*)
+    |(?P<word>[A-Za-z_\u0080-\U0010ffff][\w\u0080-\U0010ffff]*)
     |(?P<mark>[()\[\]{},:=+*/%-])""",
     re.VERBOSE,
 )
@@ -210,7 +214,7 @@ class _Parser:
         return True
 
     def typed(self) -> Value:
-        name = self.next("value")[1:]
+        name = self.value_name()
         self.mark(":")
         element = self.by(dtype, self.next("word"))
         self.mark("[")
@@ -248,8 +252,12 @@ class _Parser:
                 break
         return tuple(out)
 
+    def value_name(self) -> str:
+        text = self.next("value")[1:]
+        return str(json.loads(text)) if text.startswith('"') else text
+
     def known(self, scope: dict[str, Value]) -> Value:
-        name = self.next("value")[1:]
+        name = self.value_name()
         if name not in scope:
             self.at -= 1
             raise self.error(f"%{name} is not defined")

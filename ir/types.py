@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -158,24 +159,39 @@ _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 
 
+_WORD = re.compile(r"[^\s\d+*/%(),-][^\s+*/%(),-]*")
+
+
 def parse_dim(text: str) -> Dim:
-    """Return the dimension that `text` denotes; raise DiluError when it is not one."""
+    """Return the dimension that `text` denotes; raise DiluError when it is not one.
+
+    Symbols may be called what Python would not read as a name (`for`, `None`), or as another one:
+    its parser sees numbers in their place.
+    """
+    names: dict[str, str] = {}
+
+    def numbered(match: re.Match[str]) -> str:
+        if not match[0].isidentifier():
+            raise SyntaxError(match[0])
+        names[f"s{len(names)}"] = match[0]
+        return f"s{len(names) - 1}"
+
     try:
-        return dim(_parsed(ast.parse(text, mode="eval").body))
+        return dim(_parsed(ast.parse(_WORD.sub(numbered, text), mode="eval").body, names))
     except (SyntaxError, KeyError, TypeError, AttributeError):
         raise DiluError(f"not a size: {text!r}") from None
 
 
-def _parsed(node: ast.expr) -> Dim:
+def _parsed(node: ast.expr, names: Mapping[str, str]) -> Dim:
     if isinstance(node, ast.BinOp):
-        return _BINARY[type(node.op)](_parsed(node.left), _parsed(node.right))
+        return _BINARY[type(node.op)](_parsed(node.left, names), _parsed(node.right, names))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_parsed(node.operand)
+        return -_parsed(node.operand, names)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        function = {"max": sympy.Max, "min": sympy.Min}[node.func.id]
-        return function(*(_parsed(a) for a in node.args))
+        function = {"max": sympy.Max, "min": sympy.Min}[names[node.func.id]]
+        return function(*(_parsed(a, names) for a in node.args))
     if isinstance(node, ast.Constant) and isinstance(node.value, int):
         return node.value
     if isinstance(node, ast.Name):
-        return symbol(node.id)
+        return symbol(names[node.id])
     raise TypeError(node)

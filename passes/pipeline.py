@@ -12,6 +12,7 @@ from ..ir.dtypes import DType
 from ..ir.graph import Graph
 from ..ir.mesh import Mesh
 from .absorb_mla import absorb_mla
+from .drop_empty import drop_empty
 from .drop_unit_axes import drop_unit_axes
 from .eliminate_common import eliminate_common
 from .eliminate_dead import eliminate_dead
@@ -63,6 +64,7 @@ def pipeline(target: PassTarget, sharding: Sharding | None = None) -> dict[str, 
     return {
         "normalized": [
             absorb_mla,
+            drop_empty,
             fold_constants,
             expand_powers,
             drop_unit_axes,

@@ -64,15 +64,48 @@ def is_torch(value: object) -> bool:
 def to_numpy(value: Any, dtype: str, *, reader: str = "the CPU") -> tuple[np.ndarray, str]:
     """Return a C-contiguous array of raw bits and the name of its element type.
 
-    Plain Python numbers and lists take the element type `dtype`; arrays keep theirs. `reader` is
-    where the session runs, for errors.
+    Plain Python numbers and lists of them take the element type `dtype` where it holds them;
+    arrays keep theirs, but raw bits (u8, u16) pass for a `dtype` of their width that numpy lacks.
+    `reader` is where the session runs, for errors.
     """
     if is_torch(value):
-        return _from_torch(value, reader)
-    if isinstance(value, (int, float, bool, list, tuple)):
-        if dtype in _BITS_ONLY:
-            raise DiluError(f"{dtype} values cannot be made from Python numbers; pass an array")
-        return np.asarray(value, storage(dtype), order="C"), dtype
+        array, name = _from_torch(value, reader)
+    elif isinstance(value, (int, float, bool, list, tuple)):
+        return _from_python(value, dtype), dtype
+    else:
+        array, name = _from_array(value)
+    return array, dtype if dtype in _BITS_ONLY and name == _NAMES[storage(dtype)] else name
+
+
+def _from_python(value: Any, dtype: str) -> np.ndarray:
+    """Return numbers and nested lists of them as an array of `dtype`, which must hold them."""
+    if dtype in _BITS_ONLY:
+        raise DiluError(f"{dtype} values cannot be made from Python numbers; pass an array")
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged, or with tensors in it
+        raise DiluError(f"these Python numbers form no array: {error}") from error
+    wanted = storage(dtype)
+    kinds = {"b": "b", "i": "bi", "u": "bi", "f": "bif"}[wanted.kind]
+    if array.size and (array.dtype.kind not in kinds or not _is_plain(value)):
+        what = "numbers" if array.dtype.kind in "bif" else "objects"
+        raise DiluError(f"{dtype} values cannot be made from these Python {what}; pass an array")
+    made = array.astype(wanted)
+    if wanted.kind in "iu" and not np.array_equal(made, array):
+        raise DiluError(f"a number is too large for {dtype}")
+    return np.asarray(made, order="C")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a nested list holds Python's own numbers only, and not arrays."""
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(v) for v in value)
+    return isinstance(value, (int, float, np.generic))
+
+
+def _from_array(value: Any) -> tuple[np.ndarray, str]:
+    if isinstance(value, np.ma.MaskedArray):
+        raise DiluError("masked arrays are not supported", hint="pass array.filled(…)")
     if not isinstance(value, (np.ndarray, np.generic)) and hasattr(value, "__dlpack__"):
         value = _from_dlpack(value)
     array = np.asarray(value)
@@ -81,9 +114,12 @@ def to_numpy(value: Any, dtype: str, *, reader: str = "the CPU") -> tuple[np.nda
         return np.asarray(array, order="C").view(STORAGE[name]), name
     little = array.dtype.newbyteorder("<")
     if little not in _NAMES:
+        if array.dtype == object and not array.shape:
+            raise DiluError(
+                f"{'None' if value is None else f'a {type(value).__name__}'} is no array"
+            )
         raise DiluError(f"arrays of {array.dtype} are not supported")
-    name = dtype if STORAGE.get(dtype) == little else _NAMES[little]
-    return np.asarray(array, little, order="C"), name
+    return np.asarray(array, little, order="C"), _NAMES[little]
 
 
 def from_numpy(array: np.ndarray, dtype: str, *, torch: bool) -> Any:
@@ -103,12 +139,20 @@ def _from_torch(tensor: Any, reader: str) -> tuple[np.ndarray, str]:
             hint="pass tensor.cpu()",
         )
     torch = sys.modules["torch"]
-    tensor = tensor.detach().contiguous()
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        kind = "quantized" if tensor.is_quantized else kind
+        raise DiluError(f"{kind} tensors are not supported", hint="pass a dense tensor")
     name = str(tensor.dtype).removeprefix("torch.")
-    if name in FOREIGN:
-        bits = torch.uint16 if tensor.element_size() == 2 else torch.uint8
-        return tensor.view(bits).numpy(), FOREIGN[name]
-    array = tensor.resolve_neg().resolve_conj().numpy()
+    try:
+        tensor = tensor.detach().contiguous()
+        if name in FOREIGN:
+            bits = torch.uint16 if tensor.element_size() == 2 else torch.uint8
+            return tensor.view(bits).numpy(), FOREIGN[name]
+        array = tensor.resolve_neg().resolve_conj().numpy()
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        kind = type(tensor).__name__
+        raise DiluError(f"a {kind} of {tensor.dtype} cannot be read: {error}") from error
     if array.dtype not in _NAMES:
         raise DiluError(f"tensors of {tensor.dtype} are not supported")
     return array, _NAMES[array.dtype]

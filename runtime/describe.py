@@ -14,6 +14,7 @@ from .cpu.features import architecture
 from .expression import evaluate, symbols
 from .function import describe
 from .machine import available_memory, physical_cores, resident_memory
+from .notes import notes_of
 from .session import PREFILL_TOKENS, nominal_sizes
 from .targets import is_gpu, obstacle
 from .text_table import table
@@ -97,6 +98,7 @@ def _head(artifact: Artifact) -> str:
         lines.append(
             f"  up to {info['max_positions']} tokens, cache pages of {info['page_size']}{dtype}"
         )
+        lines += [f"  note: {note}" for note in notes_of(artifact)]
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
@@ -24,6 +25,7 @@ _BINARY: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Mod: operator.mod,
 }
 _CALLS: dict[str, Callable[..., int]] = {"max": max, "min": min}
+_WORD = re.compile(r"[^\s\d+*/%(),-][^\s+*/%(),-]*")
 _LARGEST = 1 << 48  # no dimension of anything is longer
 
 
@@ -72,32 +74,42 @@ def solve(size: Size, value: int, sizes: Mapping[str, int]) -> tuple[str, int] |
 
 @lru_cache(maxsize=4096)
 def _compiled(text: str) -> tuple[_Evaluator, frozenset[str]]:
-    names: set[str] = set()
+    names: dict[str, str] = {}  # by what Python's parser sees: a symbol may be called `for`
+
+    def numbered(match: re.Match[str]) -> str:
+        if not match[0].isidentifier():
+            raise SyntaxError(match[0])
+        names[f"s{len(names)}"] = match[0]
+        return f"s{len(names) - 1}"
+
+    found: set[str] = set()
     try:
-        return _closure(ast.parse(text, mode="eval").body, names), frozenset(names)
+        tree = ast.parse(_WORD.sub(numbered, text), mode="eval").body
+        return _closure(tree, names, found), frozenset(found)
     except (SyntaxError, KeyError, TypeError, ValueError, RecursionError):
         raise DiluError(f"not a size: {text!r}", hint="sizes use + - * // % max min") from None
 
 
-def _closure(node: ast.expr, names: set[str]) -> _Evaluator:
+def _closure(node: ast.expr, names: Mapping[str, str], found: set[str]) -> _Evaluator:
+    """Return what computes a tree whose names stand for `names`; note the symbols `found` in it."""
     if isinstance(node, ast.Constant) and type(node.value) is int:
         number = node.value
         return lambda sizes: number
     if isinstance(node, ast.Name):
-        name = node.id
-        names.add(name)
+        name = names[node.id]
+        found.add(name)
         return lambda sizes: sizes[name]
     if isinstance(node, ast.BinOp):
         apply = _BINARY[type(node.op)]
-        left, right = _closure(node.left, names), _closure(node.right, names)
+        left, right = _closure(node.left, names, found), _closure(node.right, names, found)
         return lambda sizes: apply(left(sizes), right(sizes))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        operand = _closure(node.operand, names)
+        operand = _closure(node.operand, names, found)
         return lambda sizes: -operand(sizes)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        call = _CALLS[node.func.id]
-        arguments = [_closure(argument, names) for argument in node.args]
+        call = _CALLS[names[node.func.id]]
+        arguments = [_closure(argument, names, found) for argument in node.args]
         if len(arguments) < 2:
-            raise TypeError(node.func.id)
+            raise TypeError(names[node.func.id])
         return lambda sizes: call(*(argument(sizes) for argument in arguments))
     raise TypeError(node)

@@ -14,6 +14,8 @@ from ..errors import DiluError
 from .arrays import is_torch, storage
 from .expression import evaluate_shape, solve, symbols
 from .sequences import PARAMETERS, check_batch
+from .signature import Signature
+from .write_back import require_writable, write_back
 
 if TYPE_CHECKING:
     from .session import Session
@@ -30,6 +32,7 @@ class Function:
         self.parameters: list[dict[str, Any]] = entry["parameters"]
         self.states: list[dict[str, Any]] = entry["states"]
         self.results: list[dict[str, Any]] = entry["results"]
+        self.signature = Signature(self.name, entry, [describe(p) for p in self.parameters])
         model = session.artifact.manifest["language_model"]
         names = tuple(parameter["name"] for parameter in self.parameters)
         self._model: dict[str, Any] | None = model if names == PARAMETERS else None
@@ -43,25 +46,42 @@ class Function:
         self._state_arrays: list[Any] | None = None
         self._state_sizes: dict[str, int] = {}
 
-    def __call__(self, *arrays: Any) -> Any:
-        """Call the function with numpy arrays, torch tensors or anything with DLPack.
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function as the model is called, with numpy arrays, torch tensors or anything
+        with DLPack in the places of its tensors.
 
-        Returns one result, or a tuple of several: torch tensors where an argument was one, arrays
-        on the session's device where one lay there, else numpy arrays (bf16 and f8 as raw bits).
-        Raises DiluError where an argument does not fit.
+        Returns what the model returns: torch tensors where an argument was one, arrays on the
+        session's device where one lay there, else numpy arrays (bf16 and f8 as raw bits). Plain
+        values that the examples had are given as they were. An argument that the model writes to
+        or returns as it is gets written to, or is returned. Raises DiluError where an argument
+        does not fit.
         """
+        arrays = self.signature.arguments(args, kwargs)
         torch = any(is_torch(array) for array in arrays)
         with self._session.lock:
             engine = self._session.engine
             checked = self._checked(arrays)
+            require_writable(self.name, self.parameters, arrays, self.signature.writes)
             on_device = any(engine.on_device(array) for array in checked)
             if self._model is not None:  # small, and looked at here
                 checked = [engine.content(array) for array in checked]
             self._check_places(checked)
+            sizes = self._bound(checked)
+            self.signature.check(sizes)
             results = self._run(checked, on_device=on_device)
+
+            def given(array: Any, entry: dict[str, Any]) -> Any:
+                return engine.result(array, element(entry), torch=torch)
+
             pairs = zip(results, self.results, strict=True)
-            out = tuple(engine.result(a, entry["dtype"], torch=torch) for a, entry in pairs)
-        return out[0] if len(out) == 1 else out
+            out = [given(array, entry) for array, entry in pairs]
+            for parameter, result in self.signature.writes.items():
+                write_back(arrays[parameter], out[result])
+            returned = {
+                i: _returned(arrays[i], given(checked[i], self.parameters[i]))
+                for i in self.signature.returned_parameters
+            }
+        return self.signature.structured(out, returned, sizes)
 
     def run(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """Call the function with C-contiguous arrays of the right types, of raw bits each."""
@@ -172,8 +192,13 @@ class Function:
             )
         checked: list[Any] = []
         for entry, value in zip(self.parameters, arrays, strict=True):
-            array, dtype = self._session.engine.argument(value, entry["dtype"])
-            if dtype != entry["dtype"] or array.ndim != len(entry["shape"]):
+            wanted = element(entry)
+            try:
+                array, dtype = self._session.engine.argument(value, wanted)
+            except DiluError as error:
+                error.message = f"{self.name}: the argument {entry['name']}: {error.message}"
+                raise
+            if dtype != wanted or array.ndim != len(entry["shape"]):
                 raise self._mismatch(entry, f"{dtype}[{','.join(map(str, array.shape))}]")
             checked.append(array)
         return checked
@@ -189,7 +214,7 @@ class Function:
                 sizes[solved[0]] = solved[1]
             if solved is None and evaluate_shape([dim], sizes) != [got]:
                 known = ", ".join(f"{k}={v}" for k, v in sizes.items() if k in symbols(dim))
-                got_text = f"{entry['dtype']}[{','.join(map(str, array.shape))}]"
+                got_text = f"{element(entry)}[{','.join(map(str, array.shape))}]"
                 raise self._mismatch(entry, got_text + (f" where {known}" if known else ""))
         return sizes
 
@@ -199,6 +224,19 @@ class Function:
         )
 
 
+def _returned(value: Any, like: Any) -> Any:
+    """Return an argument that comes back: itself where it is of the kind that results are."""
+    if is_torch(value) or is_torch(like):
+        return value if is_torch(value) else like
+    return value if type(value) is type(like) and value.dtype == like.dtype else like
+
+
+def element(entry: dict[str, Any]) -> str:
+    """Return the element type of a parameter, state or result as callers see it: `dtype` is what
+    the compiled code works on, which is codes where it has no such type."""
+    return entry.get("element", entry["dtype"])
+
+
 def describe(entry: dict[str, Any]) -> str:
     """Return the type of a parameter, state or result as text."""
-    return f"{entry['dtype']}[{','.join(map(str, entry['shape']))}]"
+    return f"{element(entry)}[{','.join(map(str, entry['shape']))}]"

@@ -96,6 +96,10 @@ class Session:
         self._closed = True  # until all is loaded
         try:
             require_bound(artifact)
+            self.functions: dict[str, Function] = {
+                entry["name"]: Function(self, index, entry)
+                for index, entry in enumerate(artifact.manifest["functions"])
+            }
             self.host = _host(self.ranks, wire)
             groups, how = _meeting(self.host, choice)
             self._engine = _engine(artifact, choice, self.threads, self.host, groups)
@@ -103,10 +107,6 @@ class Session:
             if choice.device is not None:
                 choice.device.close()
             raise
-        self.functions: dict[str, Function] = {
-            entry["name"]: Function(self, index, entry)
-            for index, entry in enumerate(artifact.manifest["functions"])
-        }
         self._closed = False
         try:
             self.together(lambda: self._load(progress))
@@ -168,9 +168,9 @@ class Session:
             raise DiluError(f"there is no function {name!r}", hint=hint)
         return self.functions[name]
 
-    def __call__(self, *arrays: Any) -> Any:
-        """Call the artifact's first function: one result, or a tuple of several."""
-        return next(iter(self.functions.values()))(*arrays)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the artifact's first function as the model itself is called."""
+        return next(iter(self.functions.values()))(*args, **kwargs)
 
     @property
     def engine(self) -> Engine:

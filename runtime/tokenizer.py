@@ -25,6 +25,8 @@ TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"  # of older checkpoints
 TEMPLATE = "chat_template.jinja"
+#: Special tokens by the names that chat templates use.
+_SPECIAL = tuple(f"{n}_token" for n in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 #: Tokens of the prompt that the detokenizer sees, so that the first new one is joined rightly.
 _CONTEXT = 6
 
@@ -36,9 +38,11 @@ class Tokenizer:
         from tokenizers import Tokenizer as Library  # only here: tokens in, tokens out needs none
 
         if TOKENIZER not in artifact.files:
+            notes = (artifact.manifest["language_model"] or {}).get("notes", ())
+            why = next((n for n in notes if "takes and returns tokens" in n), None)
             raise DiluError(
-                f"{artifact.name} has no tokenizer: the checkpoint had no {TOKENIZER}",
-                hint="add the file to the checkpoint and compile again",
+                f"{artifact.name} has no tokenizer: {why or f'the checkpoint had no {TOKENIZER}'}",
+                hint="give lists of tokens, or add the file to the checkpoint and compile again",
             )
         try:
             self._library: Library = Library.from_str(artifact.read(TOKENIZER).decode())
@@ -48,6 +52,9 @@ class Tokenizer:
         for name in (SPECIAL_TOKENS, CONFIG):
             if name in artifact.files:
                 self._config |= json.loads(artifact.read(name))
+        self._library.no_truncation()  # a file may ask for either
+        self._library.no_padding()
+        self._library.encode_special_tokens = self._config.get("split_special_tokens") is True
         file = artifact.read(TEMPLATE).decode() if TEMPLATE in artifact.files else None
         self._template = _chat_template(file, self._config.get("chat_template"))
 
@@ -79,9 +86,18 @@ class Tokenizer:
             raise DiluError(
                 "the checkpoint has no chat template", hint="leave --chat out to continue a text"
             )
-        names = ("bos_token", "eos_token", "unk_token", "pad_token")
-        given = {name: self.special(name) or "" for name in names}
-        context = {"messages": messages, "add_generation_prompt": True, **given, **variables}
+        # A key without a value is left out, and so is a special token that there is not: templates
+        # ask for what is defined. Tools and documents are defined, and none.
+        stated = [{k: v for k, v in m.items() if v is not None} for m in messages]
+        given = {name: token for name in _SPECIAL if (token := self.special(name)) is not None}
+        context = {
+            "messages": stated,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+            **given,
+            **variables,
+        }
         try:
             return environment().from_string(self._template).render(context)
         except (TemplateError, TypeError, ValueError, KeyError) as error:

@@ -65,9 +65,13 @@ _TYPES = {
 }  # fmt: skip
 
 
+_NOWHERE = (ctypes.c_uint8 * 16)()
+
+
 def tensor_at(address: int, kind: str) -> torch.Tensor:
-    """Return a tensor that begins at an address, whose type is all that the interpreter asks."""
-    raw = (ctypes.c_uint8 * 8).from_address(address)
+    """Return a tensor that begins at an address, whose type is all that the interpreter asks; what
+    has no bytes begins at 0, which it does not take."""
+    raw = (ctypes.c_uint8 * 8).from_address(address or ctypes.addressof(_NOWHERE))
     return torch.frombuffer(raw, dtype=torch.uint8).view(_TYPES[kind])
 
 

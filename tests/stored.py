@@ -23,7 +23,8 @@ from torch import Tensor
 
 from dilu.frontend.bind import Binder
 from dilu.frontend.checkpoint import Checkpoint, read_checkpoint
-from dilu.frontend.transformer import build_model
+from dilu.frontend.configuration import read_configuration
+from dilu.frontend.model import build_model
 from dilu.ir.dtypes import F32
 from dilu.ir.ops.quantize import Dequantize
 
@@ -102,7 +103,8 @@ def logits(config: dict[str, Any], values: Tensors, prompt: Sequence[int]) -> np
 def bind(folder: Path, change: Callable[[Any], Any] | None = None) -> tuple[Binder, Checkpoint]:
     """Return what binds a checkpoint's tensors to its model."""
     checkpoint = read_checkpoint(folder)
-    model, _ = build_model(checkpoint.config, torch.float32, str(folder / "config.json"))
+    found = read_configuration(checkpoint.config, str(folder / "config.json"))
+    model, _ = build_model(found, torch.float32)
     if change is not None:
         change(model)
     return Binder(model, checkpoint, checkpoint.quantization), checkpoint

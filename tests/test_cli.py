@@ -98,7 +98,7 @@ def test_compile(run, compiled, tmp_path):
     assert options.pop("progress")
     assert options == {
         "target": "cpu",
-        "dtype": "f32",
+        "dtype": None,
         "config_only": False,
         "bundle": False,
         "max_seq": None,
@@ -205,6 +205,24 @@ def test_run_samples(run, saved):
                    "--top-p", "0.99", "--seed", str(seed)).out  # fmt: skip
 
     assert said(1) == said(1) != said(2)
+
+
+def test_notes_are_said_by_compile_run_and_inspect(run, toy, compiled, tmp_path):
+    toy.manifest["language_model"] |= {
+        "notes": ["generation_config.json asks for repetition_penalty: 1.1, which is not applied"],
+        "sampling": {"temperature": 0.6, "top_k": 20},
+    }
+    first, second = "note: generation_config.json asks for", "note: the checkpoint suggests tokens"
+    done = run("compile", "checkpoint")
+    for line, begins in zip(done.err.splitlines(), (first, second), strict=True):
+        assert line.startswith(begins)
+    assert "run with --temperature 0.6 --top-k 20" in done.err
+    saved = tmp_path / "toy.dilu"
+    options = ("run", saved, "--prompt", "ab", "--max-tokens", "1")
+    assert run(*options).err.splitlines()[:2] == done.err.splitlines()
+    sampled = run(*options, "--temperature", "0.6").err.splitlines()
+    assert [line.startswith("note: ") for line in sampled] == [True, False]
+    assert f"  {first}" in run("inspect", saved).out
 
 
 def test_run_chat(run, saved):

@@ -123,6 +123,8 @@ def test_an_exported_program(module, tmp_path):
         artifact = dilu.compile(model, target="null")
         assert artifact.manifest["functions"][0]["parameters"][0]["shape"] == [4, 20]
     assert artifact.name == "mlp"
+    with pytest.raises(DiluError, match="example_inputs is for modules, and an exported program"):
+        dilu.compile(program, (x,))
 
 
 def test_passes_of_the_user(module):
@@ -183,6 +185,13 @@ class Unsupported(torch.nn.Module):
         (Mlp(), {}, "a module needs example inputs"),
         (Mlp(), {"config_only": True}, "config_only is for checkpoints"),
         (Mlp(), {"max_seq": 8}, "max_seq is for checkpoints"),
+        (Mlp(), {"dtype": "bf16"}, "dtype is for checkpoints, and this is a module"),
+        (Mlp(), {"mesh": "ep=2"}, "mesh is for checkpoints, and this is a module"),
+        (Mlp(), {"replicas": 2}, "replicas is given, but no mesh"),
+        (Mlp, {}, "cannot compile a type"),
+        (EXAMPLE, {"example_inputs": (1,)}, "example_inputs is for modules, and this is a ch"),
+        (EXAMPLE, {"example_kwargs": {}}, "example_kwargs is for modules, and this is a ch"),
+        (EXAMPLE, {"dynamic_shapes": {}}, "dynamic_shapes is for modules, and this is a ch"),
         (Mlp(), {"target": "abacus"}, "unknown target 'abacus'"),
         (Mlp(), {"target": []}, "no target is given"),
         (Mlp(), {"dtype": "f8"}, "unknown dtype 'f8'"),
@@ -262,6 +271,25 @@ def test_broken_checkpoints(damage, broken, tmp_path, capsys, monkeypatch):
     assert "this is a bug in dilu" not in printed.err
     assert re.search(message, printed.err), printed.err
     assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_without_a_tokenizer_takes_tokens(broken, tmp_path):
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (broken / file).unlink()
+    (broken / "generation_config.json").write_text('{"do_sample": true, "min_new_tokens": 3}')
+    artifact = dilu.compile(broken)
+    path = artifact.save(tmp_path / "m.dilu")
+    told = Artifact.open(path).manifest["language_model"]
+    assert told["notes"] == [
+        "generation_config.json asks for min_new_tokens: 3, which is not applied",
+        "the checkpoint has no tokenizer: the artifact takes and returns tokens, not text",
+    ]
+    assert told["sampling"] == {"temperature": 1.0, "top_k": 50}
+    with dilu.load(path) as session:
+        assert session.language.logits([[5, 6, 7]])[0].shape[0] == 3
+        with pytest.raises(DiluError, match="has no tokenizer: the checkpoint has no tokenizer"):
+            session.generate("x")
 
 
 # ------------------------------------------------------------------ the bundled model

@@ -9,7 +9,7 @@ from importlib import resources
 from ..kernel_ir import Entry, Program
 from ..target import Target
 from .emit_plan import EmittedKernel, EmittedPlan, ModuleText
-from .expressions import c_name, emit_index
+from .expressions import emit_index
 from .writer import Writer
 
 #: Where the library ends and what was made for the graph begins.
@@ -108,7 +108,7 @@ _ENTRY = "typedef struct {\n  const dilu_call* call;\n  dilu_pool* pool;\n} dilu
 
 def _with_sizes(text: str, entry: Entry) -> str:
     for i, symbol in enumerate(entry.symbols):
-        text = re.sub(rf"\b{c_name(symbol)}\b", f"sizes[{i}]", text)
+        text = re.sub(rf"\b{symbol}\b", f"sizes[{i}]", text)
     return text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...ir.types import numel
 from ..kernel_ir import Attention, Buffer, TopK
 from .emit_products import emit_struct
-from .expressions import FORMATS, c_name, c_type, emit_index, load_text, register_type
+from .expressions import FORMATS, c_type, emit_index, load_text, register_type
 from .frame import Frame
 from .writer import Writer
 
@@ -14,21 +14,21 @@ def emit_attention(w: Writer, step: Attention, frame: Frame) -> None:
     """Emit the call of the attention kernel."""
     tokens, heads, key_dim = step.q.shape
     page_size, kv_heads = step.keys.shape[1:3]
-    keys, values = c_name(step.keys.name), c_name(step.values.name)
+    keys, values = step.keys.name, step.values.name
     sizes = f"{emit_index(key_dim)}, {step.value_dim}, threads"
     same = step.keys.shape == step.values.shape
     fields = {
         "T": emit_index(tokens), "Hq": emit_index(heads), "Hkv": emit_index(kv_heads),
-        "Dk": emit_index(key_dim), "Dv": str(step.value_dim), "q": c_name(step.q.name),
+        "Dk": emit_index(key_dim), "Dv": str(step.value_dim), "q": step.q.name,
         "q_stride": emit_index(numel(step.q.shape[1:])), "k": keys,
         "v": f"(const void*){values} == (const void*){keys} ? 0 : {values}" if same else values,
         **_strides("k", step.keys), **_strides("v", step.values),
-        "page_size": emit_index(page_size), "positions": c_name(step.positions.name),
-        "sequence": c_name(step.sequence.name), "sequence_bytes": "8",
-        "block_tables": c_name(step.pages.name), "block_bytes": "8",
+        "page_size": emit_index(page_size), "positions": step.positions.name,
+        "sequence": step.sequence.name, "sequence_bytes": "8",
+        "block_tables": step.pages.name, "block_bytes": "8",
         "block_stride": emit_index(step.pages.shape[1]),
         "scale": f"{step.scale!r}f", "window": str(step.window or 0),
-        "out": c_name(step.out.name), "out_stride": emit_index(numel(step.out.shape[1:])),
+        "out": step.out.name, "out_stride": emit_index(numel(step.out.shape[1:])),
         "scratch": frame.space(f"dilu_attention_scratch({sizes})"),
     }  # fmt: skip
     with w.block():
@@ -57,7 +57,7 @@ def _strides(prefix: str, cache: Buffer) -> dict[str, str]:
 def emit_topk(w: Writer, step: TopK, frame: Frame) -> None:
     """Emit a selection by insertion: k is small. NaN counts as the largest."""
     *lead, size = step.x.shape
-    x, values, indices = (c_name(b.name) for b in (step.x, step.values, step.indices))
+    x, values, indices = (b.name for b in (step.x, step.values, step.indices))
     kind, stored = register_type(step.x.dtype), c_type(step.x.dtype)
     k = step.k
     w.line("int64_t begin, end;")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...ir.types import Dim, dim, numel
 from ..kernel_ir import Let, Loop, LoopNest
-from .expressions import Expressions, c_name, emit_index
+from .expressions import Expressions, emit_index
 from .statements import cost, emit_loop, emit_statements
 from .writer import Writer
 
@@ -51,7 +51,7 @@ def _emit_row_variables(w: Writer, nest: LoopNest, row: str) -> None:
     used: list[str] = []
     rest = row
     for i in reversed(range(len(nest.rows))):
-        var, size = c_name(nest.rows[i][0]), nest.rows[i][1]
+        var, size = nest.rows[i][0], nest.rows[i][1]
         if i == 0:
             used.append(f"const int64_t {var} = {rest};")
         else:
@@ -61,7 +61,7 @@ def _emit_row_variables(w: Writer, nest: LoopNest, row: str) -> None:
     for line in reversed(used):
         w.line(line)
     for var, _ in nest.rows:
-        w.line(f"(void){c_name(var)};")
+        w.line(f"(void){var};")
 
 
 # ------------------------------------------------------------------------------ pieces

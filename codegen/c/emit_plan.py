@@ -14,8 +14,9 @@ from ...ir.dtypes import BF16
 from ...ir.mesh import AXES
 from ...ir.types import Dim, symbols
 from ..kernel_ir import CallPlan, CollectivePlan, Kernel, Launch, Place, Plan, RoutedPlan, Stacked
+from ..names import kernel_name, plan_name
 from .emit_kernel import emit_kernel
-from .expressions import c_name, emit_index
+from .expressions import emit_index
 from .frame import Frame
 from .writer import Writer
 
@@ -41,7 +42,7 @@ class EmittedPlan:
     host: bool = False
 
     def arguments(self) -> str:
-        return "".join(f", {c_name(s)}" for s in self.symbols)
+        return "".join(f", {s}" for s in self.symbols)
 
     def host_argument(self) -> str:
         return ", host" if self.host else ""
@@ -76,7 +77,7 @@ class ModuleText:
     # -- kernels
 
     def kernel(self, kernel: Kernel) -> Frame:
-        wanted = self.fresh(c_name(kernel.name))
+        wanted = self.fresh(kernel_name(kernel.name))
         text, frame = emit_kernel(kernel, wanted)
         for instance, definition in frame.instances.items():
             if instance not in self._names:
@@ -102,7 +103,7 @@ class ModuleText:
                 steps.append((step, None))
             else:
                 steps.append((step, self.plan(step.plan)))
-        wanted = self.fresh(f"run_{c_name(plan.name)}")
+        wanted = self.fresh(plan_name(plan.name))
         known = _plan_symbols(plan, steps)
         text = "\n".join(
             [_run_text(wanted, plan, steps, known), _bytes_text(wanted, plan, steps, known)]
@@ -143,7 +144,7 @@ def _plan_symbols(plan: Plan, steps: _Steps) -> tuple[str, ...]:
 
 
 def _sizes(known: tuple[str, ...]) -> str:
-    return "".join(f", int64_t {c_name(s)}" for s in known)
+    return "".join(f", int64_t {s}" for s in known)
 
 
 # ----------------------------------------------------------------------------- running
@@ -218,7 +219,7 @@ def _address(place: Place) -> str:
 
 def _launch_text(step: Launch, frame: Frame) -> str:
     kernel = frame.kernel
-    arguments = [c_name(s) for s in kernel.symbols]
+    arguments = list(kernel.symbols)
     buffers = (*kernel.inputs, *kernel.outputs)
     for place, buffer in zip(step.arguments, buffers, strict=True):
         if place.kind == "constant":
@@ -282,7 +283,7 @@ def _emit_routed(w: Writer, step: RoutedPlan, emitted: EmittedPlan) -> None:
         )
         constants = [_constant(Stacked(c)) for c in step.constants] or ["{0, 0}"]
         w.line(f"const dilu_constant weights[] = {{{', '.join(constants)}}};")
-        rows = c_name(step.symbol)
+        rows = step.symbol
         with w.block("for (;;)"):
             w.line(f"const int64_t {rows} = dilu_host_next(host, pool, thread, &routed);")
             w.line(f"if ({rows} < 0) break;")
@@ -325,7 +326,7 @@ def _bytes_text(name: str, plan: Plan, steps: _Steps, known: tuple[str, ...]) ->
     """Return the function that computes the bytes of a plan's arena, without scratch."""
     w = Writer()
     with w.block(f"DILU_NOINLINE int64_t {name}_bytes(int unused{_sizes(known)})"):
-        w.line(f"(void)unused;{''.join(f' (void){c_name(s)};' for s in known)}")
+        w.line(f"(void)unused;{''.join(f' (void){s};' for s in known)}")
         w.line("int64_t slots = 0, rest = 0;")
         for size in plan.slots:
             w.line(f"slots += dilu_align({emit_index(size)});")
@@ -346,19 +347,19 @@ def _bytes_text(name: str, plan: Plan, steps: _Steps, known: tuple[str, ...]) ->
 def _most(step: RoutedPlan, emitted: EmittedPlan) -> str:
     """Return the sizes of a routed plan's largest run."""
     known = {step.symbol: str(step.capacity)}
-    return "".join(f", {known.get(s, c_name(s))}" for s in emitted.symbols)
+    return "".join(f", {known.get(s, s)}" for s in emitted.symbols)
 
 
 def _scratch_text(name: str, steps: _Steps, known: tuple[str, ...]) -> str:
     """Return the function that computes the bytes of scratch that any kernel of a plan needs."""
     w = Writer()
     with w.block(f"DILU_NOINLINE int64_t {name}_scratch(int threads{_sizes(known)})"):
-        w.line(f"(void)threads;{''.join(f' (void){c_name(s)};' for s in known)}")
+        w.line(f"(void)threads;{''.join(f' (void){s};' for s in known)}")
         w.line("int64_t most = 0;")
         calls: dict[str, None] = {}
         for step, emitted in steps:
             if isinstance(emitted, EmittedPlan) or (emitted is not None and emitted.sizes):
-                sizes = "".join(f", {c_name(s)}" for s in emitted.symbols)
+                sizes = "".join(f", {s}" for s in emitted.symbols)
                 if isinstance(step, RoutedPlan):
                     assert isinstance(emitted, EmittedPlan)
                     sizes = _most(step, emitted)

@@ -6,7 +6,7 @@ from ...ir.types import Dim, dim, numel
 from ..index import floor_div
 from ..kernel_ir import Buffer, Epilogue, Experts, LoopNest, Matmul, Weight
 from .emit_loops import emit_nest
-from .expressions import FORMATS, Expressions, c_name, element, emit_index
+from .expressions import FORMATS, Expressions, element, emit_index
 from .frame import Frame
 from .statements import emit_statements
 from .writer import Writer
@@ -32,8 +32,8 @@ def emit_matmul(w: Writer, step: Matmul, frame: Frame) -> None:
         "batch": emit_index(step.batch), "batch_rows": emit_index(weight.batch_rows),
         "row0": emit_index(weight.row), "x": x, "x_stride": stride,
         "x_batch_stride": f"{emit_index(step.M, 2)} * {stride}",
-        "codes": _pair([c_name(v.codes.name) for v in step.weights]),
-        "scales": _pair([c_name(v.scales.name) if v.scales else "0" for v in step.weights]),
+        "codes": _pair([v.codes.name for v in step.weights]),
+        "scales": _pair([v.scales.name if v.scales else "0" for v in step.weights]),
         "weight_stride": emit_index(weight.columns),
         "scale_stride": emit_index(_scale_stride(weight)), "scratch": scratch,
     }  # fmt: skip
@@ -110,7 +110,7 @@ def emit_activations(
             frame.row_buffers(w, prologue)
             emit_nest(w, prologue, Expressions())
             frame.barrier(w)
-        return c_name(a.name), emit_index(K, 2)
+        return a.name, emit_index(K, 2)
     name = frame.fresh("packed")
     stride = f"dilu_packed_length({emit_index(K)})"
     place = frame.space(f"{emit_index(rows, 2)} * {stride} * 4")
@@ -118,7 +118,7 @@ def emit_activations(
     if prologue is None:
         form = FORMATS[weight.format.name]
         w.line(
-            f"dilu_pack_rows({form}, {c_name(a.name)}, {emit_index(K)}, {emit_index(rows)},"
+            f"dilu_pack_rows({form}, {a.name}, {emit_index(K)}, {emit_index(rows)},"
             f" {emit_index(K)}, {name}, {stride}, pool, thread);"
         )
     else:
@@ -139,7 +139,7 @@ def _emit_packed_prologue(
 ) -> None:
     """Emit rows that are computed into a buffer of the thread's own and packed from there."""
     own = frame.per_thread(f"{emit_index(K, 2)} * 4")
-    own_name = c_name(a.name)
+    own_name = a.name
     w.line(f"float* const {own_name} = (float*)({own});")
 
     def access(buffer: Buffer, indices: tuple[Dim, ...]) -> str:
@@ -149,7 +149,7 @@ def _emit_packed_prologue(
 
     frame.row_buffers(w, prologue)
     form = FORMATS[weight.format.name]
-    tail = f"dilu_pack_row({form}, {c_name(a.name)}, {emit_index(K)}, {packed} + row * {stride});"
+    tail = f"dilu_pack_row({form}, {a.name}, {emit_index(K)}, {packed} + row * {stride});"
     emit_nest(w, prologue, Expressions(access), (tail,))
 
 
@@ -161,7 +161,7 @@ def emit_epilogue(e: Epilogue, batch: Dim, N: Dim, frame: Frame) -> tuple[str, s
     name = frame.function("epilogue")
     context = frame.context()
     sums = ", ".join(f"const float* sums{i}" for i in range(2))
-    row, column, b = c_name(e.row), c_name(e.column), c_name(e.batch)
+    row, column, b = e.row, e.column, e.batch
     body = Writer()
     if batch == 1:
         body.line("const int64_t first = column;")
@@ -211,8 +211,8 @@ def emit_experts(w: Writer, step: Experts, frame: Frame) -> None:
     scratch = frame.space(f"dilu_experts_scratch(&(dilu_experts_args){{{listed}}}, threads)")
     fields = {
         **sizes, "x": x, "x_stride": stride,
-        "indices": c_name(step.indices.name), "index_bytes": "8",
-        "routing": c_name(step.routing.name),
+        "indices": step.indices.name, "index_bytes": "8",
+        "routing": step.routing.name,
         "gate_up_codes": _table(step.gate_up.codes, 2, frame),
         "gate_up_scales": _table(step.gate_up.scales, 2, frame),
         "down_codes": _table(step.down.codes, 1, frame),

@@ -32,23 +32,6 @@ FORMATS = {
 }  # fmt: skip
 
 
-#: Words a name of the graph must not shadow: C's own, functions that are called, emitted locals.
-_RESERVED = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if"
-    " inline int long register restrict return short signed sizeof static struct switch typedef"
-    " union unsigned void volatile while asm typeof bool true false NAN INFINITY"
-    " exp log sqrt sin cos tanh erf pow fmod floor fabs copysign expf logf sqrtf sinf cosf powf"
-    " floorf fabsf fmodf copysignf memcpy memset malloc free calloc"
-    " pool thread threads scratch row begin end from to i count column first sums0 sums1 ctx args c"
-    " context gate up hidden arena rest parameters states constants results call".split()
-)
-
-
-def c_name(name: str) -> str:
-    """Return a name of the kernel IR as a C identifier."""
-    return name + "_" if name in _RESERVED else name
-
-
 def c_type(t: DType) -> str:
     """Return the C type in which values of `t` lie in memory."""
     return C_TYPES[t.name]
@@ -72,7 +55,7 @@ def emit_index(value: Dim, level: int = 0) -> str:
     args: Any = e.args
     own, text = 2, ""
     if e.is_Symbol or e.is_Integer:
-        text, own = c_name(str(e)), 2 if e.is_Symbol or int(e) >= 0 else 0
+        text, own = str(e), 2 if e.is_Symbol or int(e) >= 0 else 0
     elif e.is_Add:
         text, own = _sum(e), 0
     elif e.is_Mul:
@@ -168,8 +151,8 @@ def element(buffer: Buffer, indices: tuple[Dim, ...]) -> str:
         count = buffer.pieces
         piece = emit_index(flat_index(indices[:count], buffer.shape[:count]))
         place = emit_index(flat_index(indices[count:], buffer.shape[count:]))
-        return f"((const {pointer_type(buffer)}*){c_name(buffer.name)}.pieces[{piece}])[{place}]"
-    return f"{c_name(buffer.name)}[{emit_index(flat_index(indices, buffer.shape))}]"
+        return f"((const {pointer_type(buffer)}*){buffer.name}.pieces[{piece}])[{place}]"
+    return f"{buffer.name}[{emit_index(flat_index(indices, buffer.shape))}]"
 
 
 class Expressions:
@@ -181,7 +164,7 @@ class Expressions:
     def emit(self, e: Expr) -> str:
         """Return C for an expression in its compute type, parenthesized where it has to be."""
         if isinstance(e, Name):
-            return c_name(e.name)
+            return e.name
         if isinstance(e, Literal):
             return emit_literal(e.value, e.dtype)
         if isinstance(e, Index):

@@ -6,7 +6,7 @@ import re
 
 from ...ir.types import numel
 from ..kernel_ir import Buffer, Experts, Kernel, LoopNest, Matmul
-from .expressions import c_name, c_type, emit_index, pointer_type
+from .expressions import c_type, emit_index, pointer_type
 from .writer import Writer
 
 
@@ -45,14 +45,14 @@ class Frame:
 
     def parameters(self) -> list[tuple[str, str]]:
         """Return type and name of what the function takes beside the pool, thread and scratch."""
-        out = [("int64_t", c_name(s)) for s in self.symbols]
+        out = [("int64_t", s) for s in self.symbols]
         for b in self.kernel.inputs:
             if b.constant:
                 out.append(("dilu_constant", self.constant(b)))
             else:
-                out.append((f"{self._qualifier(b)}{c_type(b.dtype)}* restrict", c_name(b.name)))
+                out.append((f"{self._qualifier(b)}{c_type(b.dtype)}* restrict", b.name))
         for b in self.kernel.outputs:
-            out.append((f"{c_type(b.dtype)}* restrict", c_name(b.name)))
+            out.append((f"{c_type(b.dtype)}* restrict", b.name))
         return out
 
     def _qualifier(self, b: Buffer) -> str:
@@ -61,15 +61,15 @@ class Frame:
     def constant(self, b: Buffer) -> str:
         """Return a buffer as a `dilu_constant`."""
         if not b.constant:
-            return f"(dilu_constant){{(const void* const*)&{c_name(b.name)}, 0}}"
-        return c_name(b.name) if b.pieces else f"{b.name}_constant"
+            return f"(dilu_constant){{(const void* const*)&{b.name}, 0}}"
+        return b.name if b.pieces else f"constant_{b.name}"
 
     def pointers(self, w: Writer) -> None:
         """Write the addresses of constants that lie in one piece."""
         for b in self.kernel.inputs:
             if b.constant and not b.pieces:
                 w.line(
-                    f"const {pointer_type(b)}* const {c_name(b.name)} ="
+                    f"const {pointer_type(b)}* const {b.name} ="
                     f" dilu_constant_data({self.constant(b)});"
                 )
 
@@ -101,7 +101,7 @@ class Frame:
             if b.name not in packed:
                 place = self.space(self._bytes(b))
                 kind = c_type(b.dtype)
-                self._heads.append(f"{kind}* const {c_name(b.name)} = ({kind}*){place};")
+                self._heads.append(f"{kind}* const {b.name} = ({kind}*){place};")
 
     def _bytes(self, b: Buffer) -> str:
         return f"{emit_index(numel(b.shape), 2)} * {b.dtype.itemsize}"
@@ -109,7 +109,7 @@ class Frame:
     def row_buffers(self, w: Writer, nest: LoopNest) -> None:
         for b in nest.row_buffers:
             own, kind = self.per_thread(self._bytes(b)), c_type(b.dtype)
-            w.line(f"{kind}* const {c_name(b.name)} = ({kind}*)({own});")
+            w.line(f"{kind}* const {b.name} = ({kind}*)({own});")
 
     def barrier(self, w: Writer) -> None:
         w.line("dilu_barrier(pool, thread);")
@@ -123,14 +123,14 @@ class Frame:
 
     def _fields(self) -> list[tuple[str, str]]:
         """Return type and name of what an epilogue may read or write."""
-        out = [("int64_t", c_name(s)) for s in self.symbols]
+        out = [("int64_t", s) for s in self.symbols]
         for b in self.kernel.inputs:
             if b.pieces:
-                out.append(("dilu_constant", c_name(b.name)))
+                out.append(("dilu_constant", b.name))
             else:
-                out.append((f"const {pointer_type(b)}*", c_name(b.name)))
+                out.append((f"const {pointer_type(b)}*", b.name))
         for b in self.kernel.outputs:
-            out.append((f"{c_type(b.dtype)}*", c_name(b.name)))
+            out.append((f"{c_type(b.dtype)}*", b.name))
         return out
 
     def _used(self, text: str) -> list[tuple[str, str]]:
@@ -173,10 +173,10 @@ class Frame:
                 w.line(f"const {self.name}_context context = {{{fields}}};")
             w.append(body)
         if self.sizes:
-            sizes = "".join(f", int64_t {c_name(s)}" for s in self.symbols)
+            sizes = "".join(f", int64_t {s}" for s in self.symbols)
             w.line()
             with w.block(f"DILU_INLINE int64_t {self.name}_scratch(int threads{sizes})"):
-                for name in ("threads", *map(c_name, self.symbols)):
+                for name in ("threads", *self.symbols):
                     w.line(f"(void){name};")
                 w.line(f"return {' + '.join(f'dilu_align({s})' for s in self.sizes)};")
         return w.text()

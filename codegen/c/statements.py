@@ -7,7 +7,6 @@ from ...ir.types import Dim, dim
 from ..kernel_ir import Apply, Expr, Index, Let, Load, Loop, Reduce, Stmt, Store
 from .expressions import (
     Expressions,
-    c_name,
     c_type,
     emit_index,
     emit_literal,
@@ -24,7 +23,7 @@ def emit_statements(w: Writer, stmts: tuple[Stmt, ...], ex: Expressions) -> None
     for stmt in stmts:
         if isinstance(stmt, Let):
             kind = register_type(stmt.value.dtype)
-            w.line(f"const {kind} {c_name(stmt.name)} = {ex.top(stmt.value)};")
+            w.line(f"const {kind} {stmt.name} = {ex.top(stmt.value)};")
         elif isinstance(stmt, Store):
             emit_store(w, stmt, ex)
         elif isinstance(stmt, Loop):
@@ -47,7 +46,7 @@ def emit_loop(
     w: Writer, stmt: Loop, ex: Expressions, start: str | None = None, stop: str | None = None
 ) -> None:
     """Emit a loop, over a part of its range where `start` and `stop` are given."""
-    var = c_name(stmt.var)
+    var = stmt.var
     first, last = start or emit_index(stmt.start), stop or emit_index(stmt.stop)
     if is_innermost(stmt.body):
         w.pragma("omp simd")
@@ -71,7 +70,7 @@ def _emit_nest(w: Writer, stmt: Reduce, ex: Expressions, clauses: str, update: l
     """Emit the loops of a reduction around its body and `update`."""
 
     def level(i: int) -> None:
-        var, size = c_name(stmt.loops[i][0]), stmt.loops[i][1]
+        var, size = stmt.loops[i][0], stmt.loops[i][1]
         last = i == len(stmt.loops) - 1
         if last and clauses and is_innermost(stmt.body):
             w.pragma(f"omp simd {clauses}")
@@ -133,7 +132,7 @@ def _emit_argmax(w: Writer, stmt: Reduce, ex: Expressions) -> None:
     nan = f" || ({x} != {x} && {best} == {best})" if stmt.value.dtype.is_float else ""
     update = [
         f"const {kind} {x} = {ex.top(stmt.value)};",
-        f"if ({x} > {best}{nan}) {best} = {x}, {name} = {c_name(var)};",
+        f"if ({x} > {best}{nan}) {best} = {x}, {name} = {var};",
     ]
     _emit_nest(w, stmt, ex, "", update)
 

@@ -32,11 +32,20 @@ class Built:
     kernels: tuple[tuple[Kernel, str, str], ...]
 
 
-def build(program: Program, target: Target, *, progress: Progress = silent) -> Built:
-    """Return the files of a target; raise DiluError for a function no variant of which compiles."""
+def build(
+    program: Program,
+    target: Target,
+    names: Mapping[str, str] | None = None,
+    *,
+    progress: Progress = silent,
+) -> Built:
+    """Return the files of a target; raise DiluError for a function no variant of which compiles.
+
+    `names` are what callers call the sizes of the program.
+    """
     assert target.gpu is not None
     plans = Plans(target.gpu)
-    entries = plans.entries(program)
+    entries = plans.entries(program, names)
     source = module_text(plans.runs, target)
     jobs = [job for run in plans.runs for job in jobs_of(run)]
     compiled = compile_jobs(jobs, target, progress=progress) if target.executable else None

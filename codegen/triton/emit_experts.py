@@ -15,7 +15,7 @@ from ...ir.types import Dim, dim, numel, print_dim
 from ..kernel_ir import Buffer, Experts, Weight
 from .emit_loops import emit_nest
 from .emit_products import addresses, emit_epilogue, product_call, stored, tile_scope, with_nan
-from .expressions import emit_index, identifier, store_text
+from .expressions import emit_index, store_text
 from .frame import Frame, Rows, Variant
 from .statements import power_of_two
 from .variants import FEW, Product, Range, grouped
@@ -79,7 +79,7 @@ def _block_rows(span: Range) -> int:
 def _emit_count(step: Experts, frame: Frame, what: str, counts: Buffer, total: Dim) -> None:
     w = Writer()
     w.line(
-        f"count_assignments({identifier(step.indices.name)}, {identifier(counts.name)},"
+        f"count_assignments({step.indices.name}, {counts.name},"
         f" {emit_index(total, {})}, {emit_index(step.E, {})}, {_ASSIGNMENTS})"
     )
     frame.launch(what, w, (step.E, 1, 1), (Variant(),))
@@ -95,7 +95,7 @@ def _emit_places(
     expert_of = frame.scratch_buffer(f"expert_of_{span.name}", I32, (blocks,))
     assert isinstance(step.E, int)
     w = Writer()
-    names = ", ".join(identifier(b.name) for b in (step.indices, counts, order, expert_of))
+    names = ", ".join(b.name for b in (step.indices, counts, order, expert_of))
     w.line(
         f"place_assignments({names}, {emit_index(total, {})}, {emit_index(blocks, {})}, {step.E},"
         f" {power_of_two(step.E)}, {_ASSIGNMENTS}, {rows})"
@@ -111,10 +111,10 @@ def _emit_places(
 def _begin(w: Writer, places: _Sorted, total: Dim) -> None:
     """Write which expert the program's block is of, and its assignments."""
     w.line("block_ = tl.program_id(1)")
-    w.line(f"expert_ = tl.load({identifier(places.expert_of.name)} + block_)")
+    w.line(f"expert_ = tl.load({places.expert_of.name} + block_)")
     with w.block("if expert_ < 0"):
         w.line("return")
-    order = identifier(places.order.name)
+    order = places.order.name
     w.line(f"rows_ = tl.load({order} + block_ * BM + tl.arange(0, BM)[:, None])")
     w.line(f"valid_ = rows_ < {emit_index(total, {})}")
     w.line("n_ = tl.program_id(0)")
@@ -146,11 +146,11 @@ def _emit_up(
     w = Writer()
     _begin(w, places, total)
     token = f"tl.cast(tl.where(valid_, rows_, 0) // {emit_index(step.k, {}, 2)}, tl.int64)"
-    w.line(f"x_ = {identifier(step.a.name)} + {token} * {emit_index(step.H, {}, 2)}")
+    w.line(f"x_ = {step.a.name} + {token} * {emit_index(step.H, {}, 2)}")
     w.line(f"sums_, more_ = {_call(step, step.gate_up, True, step.I, step.H, step.a, frame)}")
     w.line("columns_ = n_ * BN + tl.arange(0, BN)[None, :]")
     value = store_text(hidden.dtype, f"{step.activation}(sums_) * more_")
-    place = f"{identifier(hidden.name)} + tl.cast(rows_, tl.int64) * {emit_index(step.I, {}, 2)}"
+    place = f"{hidden.name} + tl.cast(rows_, tl.int64) * {emit_index(step.I, {}, 2)}"
     mask = f"valid_ & (columns_ < {emit_index(step.I, {})})"
     w.line(f"tl.store({place} + columns_, {value}, mask={mask})")
     variants = with_nan(span.variants, step.gate_up, {})
@@ -164,11 +164,11 @@ def _emit_down(
     w = Writer()
     _begin(w, places, total)
     row = "tl.cast(tl.where(valid_, rows_, 0), tl.int64)"
-    w.line(f"x_ = {identifier(hidden.name)} + {row} * {emit_index(step.I, {}, 2)}")
+    w.line(f"x_ = {hidden.name} + {row} * {emit_index(step.I, {}, 2)}")
     w.line(f"sums_, more_ = {_call(step, step.down, False, step.H, step.I, hidden, frame)}")
-    w.line(f"share_ = tl.load({identifier(step.routing.name)} + rows_, mask=valid_, other=0.0)")
+    w.line(f"share_ = tl.load({step.routing.name} + rows_, mask=valid_, other=0.0)")
     w.line("columns_ = n_ * BN + tl.arange(0, BN)[None, :]")
-    place = f"{identifier(outcome.name)} + tl.cast(rows_, tl.int64) * {emit_index(step.H, {}, 2)}"
+    place = f"{outcome.name} + tl.cast(rows_, tl.int64) * {emit_index(step.H, {}, 2)}"
     mask = f"valid_ & (columns_ < {emit_index(step.H, {})})"
     w.line(f"tl.store({place} + columns_, sums_ * share_, mask={mask})")
     variants = with_nan(span.variants, step.down, {})
@@ -190,7 +190,7 @@ def _emit_sum(step: Experts, frame: Frame, what: str, outcome: Buffer) -> None:
     k, H = emit_index(step.k, {}, 2), emit_index(step.H, {}, 2)
     with w.block(f"for choice_ in range({k})"):
         place = f"tl.cast(rows_ * {k} + choice_, tl.int64) * {H} + columns_"
-        w.line(f"sums_ += tl.load({identifier(outcome.name)} + {place}, mask=exists_, other=0.0)")
+        w.line(f"sums_ += tl.load({outcome.name} + {place}, mask=exists_, other=0.0)")
     emit_epilogue(step.epilogue, scope, ["sums_"], batch="0")
     columns = -(-int(step.H) // _COLUMNS)
     frame.launch(what, w, (step.T, columns, 1), (Variant(),))

@@ -11,7 +11,7 @@ from ...ir.dtypes import BF16, F32, DType
 from ...ir.types import Dim, dim, numel, print_dim
 from ..kernel_ir import Attention, Buffer, TopK
 from ..target import Gpu
-from .expressions import TYPES, emit_index, identifier
+from .expressions import TYPES, emit_index
 from .frame import Frame, Rows, Variant
 from .statements import power_of_two
 from .writer import Writer
@@ -28,7 +28,7 @@ def emit_topk(step: TopK, frame: Frame, what: str) -> None:
     tile = max(1, 512 // columns)
     rows = numel(tuple(lead))
     w = Writer()
-    names = ", ".join(identifier(b.name) for b in (step.x, step.values, step.indices))
+    names = ", ".join(b.name for b in (step.x, step.values, step.indices))
     w.line(
         f"topk_rows({names}, {emit_index(rows, {})}, {size}, {step.k}, {columns}, {tile},"
         f" {step.largest})"
@@ -78,7 +78,7 @@ def _emit_parts(
     tokens, heads, _ = step.q.shape
     kv_heads = step.keys.shape[2]
     w = Writer()
-    names = [identifier(b.name) for b in (*_operands(step), *parts)]
+    names = [b.name for b in (*_operands(step), *parts)]
     names.append(emit_index(step.pages.shape[1], {}))
     constants = _constants(step, frame.gpu) | {
         "BH": "BH",
@@ -96,7 +96,7 @@ def _emit_parts(
     blocks = f"{print_dim(kv_heads)} * (({print_dim(group)} + BH - 1) // BH)"
     frame.launch(what, w, (tokens, blocks, _parts(step, frame.gpu)), variants, rows=rows)
     w = Writer()
-    names = [identifier(b.name) for b in (*parts, step.out)]
+    names = [b.name for b in (*parts, step.out)]
     width = power_of_two(step.value_dim)
     w.line(
         f"attention_combine({', '.join(names)}, {step.value_dim}, {width},"
@@ -109,7 +109,7 @@ def _emit_tiles(step: Attention, frame: Frame, what: str, rows: Rows | None) -> 
     tokens, heads, _ = step.q.shape
     kv_heads = step.keys.shape[2]
     w = Writer()
-    names = [identifier(b.name) for b in (*_operands(step), step.out)]
+    names = [b.name for b in (*_operands(step), step.out)]
     names += [emit_index(tokens, {}), emit_index(step.pages.shape[1], {})]
     constants = _constants(step, frame.gpu) | {"BT": "BT", "BH": "BH", "BN": "BN", "BC": "BC"}
     w.line(f"attention_prefill({', '.join(names)}, {_listed(constants)})")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from ...ir.dtypes import BF16
 from ...ir.types import Dim, dim, print_dim
 from ..kernel_ir import CallPlan, CollectivePlan, Kernel, Place, Plan, Program, RoutedPlan
 from ..kernel_ir import Launch as KernelLaunch
+from ..names import kernel_name
 from ..target import Gpu
 from .emit_kernel import emit_kernel
 from .frame import Launch, buffer_bytes
@@ -63,14 +65,19 @@ class Plans:
     _plans: dict[str, int] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
 
-    def entries(self, program: Program) -> list[dict[str, Any]]:
-        """Add every entry's plan and return the entries."""
+    def entries(
+        self, program: Program, names: Mapping[str, str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Add every entry's plan and return the entries; `names` are those that callers know the
+        sizes of the plans by, where they differ."""
+        known = names or {}
         return [
             {
                 "plan": self.plan(
                     e.plan, _Aligned((True,) * e.plan.states, (True,) * e.plan.constants)
                 ),
-                "symbols": list(e.symbols),
+                "symbols": [known.get(s, s) for s in e.symbols],
+                "sizes": list(e.symbols),
                 "work": size_text(e.work),
             }
             for e in program.entries
@@ -130,7 +137,7 @@ class Plans:
 
     def _launches(self, step: KernelLaunch, aligned: _Aligned) -> dict[str, Any]:
         kernel = step.kernel
-        frame = emit_kernel(kernel, self._fresh(kernel.name), self.gpu)
+        frame = emit_kernel(kernel, self._fresh(kernel_name(kernel.name)), self.gpu)
         buffers = (*kernel.inputs, *kernel.outputs)
         places = {b.name: p for b, p in zip(buffers, step.arguments, strict=True)}
         scratch = {b.name: i for i, b in enumerate(frame.scratch)}

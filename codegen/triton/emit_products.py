@@ -16,7 +16,7 @@ from ...ir.types import Dim, dim, print_dim
 from ..kernel_ir import Buffer, Epilogue, Matmul, Weight
 from ..target import Gpu
 from .emit_loops import emit_nest
-from .expressions import TYPES, emit_index, identifier
+from .expressions import TYPES, emit_index
 from .frame import Frame, Variant
 from .scope import BOTH, ROWS, SCALAR, Scope
 from .statements import emit_statements
@@ -179,7 +179,7 @@ def _emit_product(step: Matmul, frame: Frame, what: str, span: Range, parts: lis
         w.line("begin_ = part_ * each_")
         w.line(f"end_ = tl.minimum({K}, begin_ + each_)")
         begin, end = "begin_", "end_"
-    w.line(f"x_ = {identifier(step.a.name)} + tl.cast(batch_ * ({M}) + rows_, tl.int64) * {K}")
+    w.line(f"x_ = {step.a.name} + tl.cast(batch_ * ({M}) + rows_, tl.int64) * {K}")
     weight = step.weights[0]
     row = f"{emit_index(weight.row, {}, 1)} + batch_ * {emit_index(weight.batch_rows, {}, 2)}"
     call = product_call(
@@ -204,8 +204,8 @@ def _emit_product(step: Matmul, frame: Frame, what: str, span: Range, parts: lis
 
 def addresses(weight: Weight) -> list[str]:
     """Return the addresses of a weight and of its scales (anything, where it has none)."""
-    codes = identifier(weight.codes.name)
-    return [codes, identifier(weight.scales.name) if weight.scales is not None else codes]
+    codes = weight.codes.name
+    return [codes, weight.scales.name if weight.scales is not None else codes]
 
 
 def tile_scope(w: Writer, N: Dim, shape: tuple[str, str], *, ragged: bool) -> Scope:
@@ -253,7 +253,7 @@ def _store_parts(step: Matmul, w: Writer, parts: list[Buffer]) -> None:
     w.line(f"exists_ = columns_ < {emit_index(step.N, {})}")
     w.line(_part_place(step))
     for buffer, sums in zip(parts, ("sums_", "more_"), strict=False):
-        w.line(f"tl.store({identifier(buffer.name)} + at_, {sums}, mask=valid_ & exists_)")
+        w.line(f"tl.store({buffer.name} + at_, {sums}, mask=valid_ & exists_)")
 
 
 def _emit_finish(step: Matmul, frame: Frame, what: str, span: Range, parts: list[Buffer]) -> None:
@@ -271,7 +271,7 @@ def _emit_finish(step: Matmul, frame: Frame, what: str, span: Range, parts: list
         w.line(f"{total} = tl.zeros((1, {_FINISHED}), tl.float32)")
         with w.block(f"for part_ in range({buffer.shape[0]})"):
             w.line(_part_place(step))
-            element = f"{identifier(buffer.name)} + at_"
+            element = f"{buffer.name} + at_"
             w.line(f"{total} += tl.load({element}, mask=valid_ & exists_, other=0.0)")
     emit_epilogue(step.epilogue, scope, names, batch="batch_")
     columns = dim(sympy.floor((sympy.sympify(step.N) + _FINISHED - 1) / _FINISHED))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
 import math
 from typing import Any
 
@@ -26,22 +25,6 @@ POINTERS = {
     "f8e4m3": "*u8", "f8e5m2": "*u8", "f8e8m0": "*u8",
 }  # fmt: skip
 
-#: Words that a name of the graph must not shadow: modules, constants of variants, and functions of
-#: the library that generated text calls.
-_RESERVED = frozenset(
-    "tl triton float range tuple max BM BN BK BT BH BC SPLIT NAN sigmoid tanh erf sin cos power"
-    " larger smaller float_mod int_mod int_div int_power clamp_index ordered_f32 ordered_f64 as_f32"
-    " stored_as round_bf16 round_f16 decode_f8e4m3 decode_f8e5m2 decode_f8e8m0 encode_f8e4m3"
-    " encode_f8e5m2 encode_f8e8m0 to_i32 to_i64"
-    " tile_of product_tile count_assignments place_assignments silu gelu_tanh"
-    " attention_prefill attention_split attention_combine topk_rows".split()
-)
-
-
-def identifier(name: str) -> str:
-    """Return a name of the kernel IR as a Python identifier of a generated kernel."""
-    return f"{name}_" if name in _RESERVED or keyword.iskeyword(name) else name
-
 
 def pointer_type(buffer: Buffer) -> str:
     return POINTERS[buffer.dtype.name]
@@ -60,7 +43,7 @@ def emit_index(value: Dim, names: dict[str, str], level: int = 0) -> str:
     args: Any = e.args
     own, text = 2, ""
     if e.is_Symbol:
-        text = names.get(str(e)) or identifier(str(e))
+        text = names.get(str(e)) or str(e)
     elif e.is_Integer:
         text, own = str(e), 2 if int(e) >= 0 else 0
     elif e.is_Add:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from ...ir.dtypes import DType
 from ...ir.types import Dim, Shape, dim, numel, print_dim, symbol, symbols
 from ..kernel_ir import Buffer, Kernel
+from ..names import buffer_name
 from ..target import Gpu
-from .expressions import identifier, pointer_type
+from .expressions import pointer_type
 from .writer import Writer
 
 Grid = tuple[str, str, str]
@@ -85,9 +86,7 @@ class Frame:
     def scratch_buffer(self, name: str, dtype: DType, shape: Shape) -> Buffer:
         """Return working memory of the kernel's own, under a name that nothing else has."""
         taken = {b.name for b in (*self.kernel.inputs, *self.kernel.outputs, *self.scratch)}
-        while name in taken:
-            name += "_"
-        self.scratch.append(Buffer(name, dtype, shape, "scratch"))
+        self.scratch.append(Buffer(buffer_name(name, taken), dtype, shape, "scratch"))
         return self.scratch[-1]
 
     def launch(
@@ -105,15 +104,9 @@ class Frame:
         words = set(re.findall(r"[A-Za-z_]\w*", body))
         buffers = (*self.kernel.inputs, *self.kernel.outputs, *self.scratch)
         arguments = [
-            Argument(identifier(b.name), pointer_type(b), buffer=b)
-            for b in buffers
-            if identifier(b.name) in words
+            Argument(b.name, pointer_type(b), buffer=b) for b in buffers if b.name in words
         ]
-        arguments += [
-            Argument(identifier(s), "i32", size=symbol(s))
-            for s in self._symbols()
-            if identifier(s) in words
-        ]
+        arguments += [Argument(s, "i32", size=symbol(s)) for s in self._symbols() if s in words]
         name = f"{self.name}_{what}" if what else self.name
         constants = [f"{c}: tl.constexpr" for c, _ in variants[0].constants]
         head = ", ".join([*(a.name for a in arguments), *constants])

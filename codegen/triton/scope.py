@@ -17,7 +17,7 @@ import sympy
 from ...ir.types import Dim, numel
 from ..index import flat_index
 from ..kernel_ir import Apply, Buffer, Expr, Index, Literal, Load, Name
-from .expressions import emit_apply, emit_index, emit_literal, identifier, load_text
+from .expressions import emit_apply, emit_index, emit_literal, load_text
 from .writer import Writer
 
 Axes = frozenset[int]
@@ -54,7 +54,7 @@ class Scope:
 
     def bind(self, name: str, axes: Axes, text: str | None = None) -> str:
         """Give a name of the kernel IR its text, a fresh one unless it is given; return that."""
-        self.names[name] = text if text is not None else self.w.fresh(identifier(name))
+        self.names[name] = text if text is not None else self.w.fresh(name)
         self.axes[name] = axes
         return self.names[name]
 
@@ -95,7 +95,7 @@ class Scope:
     def emit(self, e: Expr) -> str:
         """Return Triton for an expression in its compute type."""
         if isinstance(e, Name):
-            return self.names.get(e.name) or identifier(e.name)
+            return self.names.get(e.name) or e.name
         if isinstance(e, Literal):
             return emit_literal(e.value, e.dtype)
         if isinstance(e, Index):
@@ -124,7 +124,7 @@ class Scope:
         terms: tuple[Any, ...] = sympy.Add.make_args(flat)
         for term in terms:
             groups.setdefault(self.axes_of(term), []).append(term)
-        text, covered = identifier(buffer.name), SCALAR
+        text, covered = buffer.name, SCALAR
         for axes in sorted(groups, key=sorted):
             value: Any = sympy.Add(*groups[axes])
             if value == 0:
@@ -141,7 +141,7 @@ class Scope:
 
     def _wide(self, value: Any) -> dict[str, str]:
         return {
-            s.name: f"tl.cast({self.names.get(s.name) or identifier(s.name)}, tl.int64)"
+            s.name: f"tl.cast({self.names.get(s.name) or s.name}, tl.int64)"
             for s in value.free_symbols
         }
 

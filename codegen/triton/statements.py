@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ...ir.dtypes import BOOL, F32, DType
 from ...ir.types import Dim, dim
 from ..kernel_ir import Let, Loop, Reduce, Stmt, Store, compute_type
-from .expressions import TYPES, emit_index, identifier, store_text
+from .expressions import TYPES, emit_index, store_text
 from .scope import BOTH, ROWS, SCALAR, Scope
 
 #: Elements of a row that are worked on at once, at most; longer rows take several turns.
@@ -89,7 +89,7 @@ def emit_loop(stmt: Loop, scope: Scope) -> None:
         with_blocks(leaf, scope)
     if parts:
         return
-    var = scope.w.fresh(identifier(stmt.var))
+    var = scope.w.fresh(stmt.var)
     inside = replace(scope, names=dict(scope.names), axes=dict(scope.axes))
     inside.bind(stmt.var, SCALAR, var)
     start, stop = (emit_index(v, scope.names) for v in (stmt.start, stmt.stop))
@@ -205,7 +205,7 @@ class _State:
     @classmethod
     def begun(cls, stmt: Reduce, scope: Scope) -> _State:
         w = scope.w
-        state = cls(stmt, w.fresh(identifier(stmt.name)), w.fresh("beside"), scope.zeros(BOTH))
+        state = cls(stmt, w.fresh(stmt.name), w.fresh("beside"), scope.zeros(BOTH))
         if stmt.kind == "argmax":
             kind = _key_type(stmt.value.dtype)
             w.line(f"{state.name} = {scope.zeros(BOTH, 'tl.int64')}")

@@ -108,7 +108,9 @@ def leaky_relu(c: Context, x: Value, slope: float = 0.01) -> Value:
 
 @lowers("aten.prelu.default", "aten._prelu_kernel.default")
 def prelu(c: Context, x: Value, slope: Value) -> Value:
-    if "kernel" not in c.operator and x.type.rank > 1:
+    if x.type.rank == 0:
+        slope = c.reshape(slope, ())
+    elif "kernel" not in c.operator and x.type.rank > 1:
         slope = c.reshape(slope, (*slope.type.shape, *(1 for _ in x.type.shape[2:])))
     scaled = c.apply(ew.Mul(), x, slope)
     return c.emit(ew.Where(), c.apply(ew.Gt(), x, 0), x, scaled)

@@ -92,9 +92,11 @@ class Symbols:
 
     def dim(self, size: int | torch.SymInt) -> Dim:
         """Return the dimension that a size of a fake tensor stands for."""
-        if isinstance(size, int):
-            return size
-        return dim(self._translate(sympy.sympify(size.node.expr)))
+        return size if isinstance(size, int) else self.dim_of(size.node.expr)
+
+    def dim_of(self, expression: sympy.Basic) -> Dim:
+        """Return the dimension that an expression of torch's symbols stands for."""
+        return dim(self._translate(sympy.sympify(expression)))
 
     def _translate(self, e: Any) -> Any:
         if e.is_Symbol:
@@ -219,7 +221,10 @@ class Context:
         return axis % max(rank, 1)
 
     def axes(self, axes: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
-        """Return sorted axes; all of them for None and for an empty list."""
+        """Return sorted axes; all of them for None and for an empty list. A scalar has none, and
+        takes the axes 0 and -1 for them."""
+        if rank == 0:
+            return ()
         if axes is None or (not isinstance(axes, int) and not axes):
             return tuple(range(rank))
         listed = (axes,) if isinstance(axes, int) else axes
@@ -241,8 +246,14 @@ class Context:
             return self.reshape(x, (x.type.shape[a] for a in order))
         return self.emit(Transpose(order), x)
 
+    def row(self, x: Value) -> Value:
+        """Return a scalar as a row of one, which has the axis that operators ask for."""
+        return x if x.type.rank else self.reshape(x, (1,))
+
     def swap(self, x: Value, a: int, b: int) -> Value:
         """Return `x` with two axes exchanged."""
+        if x.type.rank < 2:
+            return x
         order = list(range(x.type.rank))
         a, b = self.axis(a, len(order)), self.axis(b, len(order))
         order[a], order[b] = order[b], order[a]

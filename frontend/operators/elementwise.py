@@ -337,7 +337,7 @@ def clamp_max(c: Context, x: Value, max: Any) -> Value:
 
 @lowers("aten.lerp.Scalar", "aten.lerp.Tensor")
 def lerp(c: Context, a: Value, b: Value, weight: Any) -> Value:
-    """From the end that is nearer, so that 0 gives `a` and 1 gives `b`, infinite or not."""
+    """From the nearer end, so that `weight` 0 gives `a` and 1 gives `b`, infinite or not."""
     a, b, weight = (c.wide(c.operand(v, c.dtype)) for v in (a, b, weight))
     apart = c.emit(ew.Sub(), b, a)
     from_a = c.emit(ew.Add(), a, c.emit(ew.Mul(), weight, apart))
@@ -389,7 +389,7 @@ def identity(_: Context, x: Value, *__: Any, **___: Any) -> Value:
 @lowers("aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default")
 def dropout(c: Context, x: Value, p: float, train: bool) -> Value:
     if train and p:
-        raise c.unsupported("dropout while training (call model.eval() first)")
+        raise c.unsupported("dropout that does not depend on module.training")
     return x
 
 

@@ -24,6 +24,8 @@ def embedding(c: Context, table: Value, indices: Value, *_: Any) -> Value:
 
 def take_axis(c: Context, x: Value, axis: int, indices: Value) -> Value:
     """Return `x` with `axis` replaced by the axes of `indices`."""
+    if x.type.shape[axis] == 0:
+        raise c.unsupported("indexing an axis that has no elements")
     rank, more = x.type.rank, indices.type.rank
     front = c.transpose(x, [axis, *(a for a in range(rank) if a != axis)])
     out = c.emit(Take(), front, indices)
@@ -33,6 +35,7 @@ def take_axis(c: Context, x: Value, axis: int, indices: Value) -> Value:
 
 @lowers("aten.index_select.default")
 def index_select(c: Context, x: Value, axis: int, indices: Value) -> Value:
+    x = c.row(x)
     return c.reshape(take_axis(c, x, c.axis(axis, x.type.rank), indices), c.type.shape)
 
 
@@ -73,6 +76,10 @@ def gather(c: Context, x: Value, axis: int, indices: Value, **_: Any) -> Value:
     if x.type.rank == 0:
         return c.broadcast(x, c.type.shape)
     axis = c.axis(axis, x.type.rank)
+    if x.type.shape[axis] == 0:
+        raise c.unsupported("indexing an axis that has no elements")
+    if indices.type.rank == 0:
+        return c.reshape(gather(c, x, axis, c.row(indices)), ())
     for a, size in enumerate(indices.type.shape):
         if a != axis:
             x = c.slice(x, a, 0, size)
@@ -95,6 +102,7 @@ def take_along_dim(c: Context, x: Value, indices: Value, axis: int | None = None
 @lowers("aten.scatter.value")
 def scatter_value(c: Context, x: Value, axis: int, indices: Value, value: Any, **_: Any) -> Value:
     """A constant is put where any of the indices along `axis` points."""
+    x, indices = c.row(x), c.row(indices)
     rank = x.type.rank
     axis = c.axis(axis, rank)
     for a in range(rank):
@@ -104,8 +112,9 @@ def scatter_value(c: Context, x: Value, axis: int, indices: Value, value: Any, *
     places = c.emit(Iota(x.type.shape[-1]))
     each = c.reshape(indices, (*indices.type.shape, 1))
     hits = c.cast(c.emit(ew.Eq(), each, places), F32)
-    hit = c.apply(ew.Ne(), c.emit(ReduceMax((rank - 1,)), hits), 0.0)
-    return c.swap(c.emit(ew.Where(), hit, c.operand(value, c.dtype), x), axis, -1)
+    hit = c.apply(ew.Gt(), c.emit(ReduceMax((rank - 1,)), hits), 0.0)
+    out = c.swap(c.emit(ew.Where(), hit, c.operand(value, c.dtype), x), axis, -1)
+    return c.reshape(out, c.type.shape)
 
 
 @lowers("aten.one_hot.default")
@@ -117,7 +126,7 @@ def one_hot(c: Context, x: Value, _: int = -1) -> Value:
 
 @lowers("aten.flip.default")
 def flip(c: Context, x: Value, axes: Sequence[int]) -> Value:
-    for axis in c.axes(axes, x.type.rank):
+    for axis in c.axes(axes, x.type.rank) if axes else ():
         size = x.type.shape[axis]
         last = c.operand(size - 1, I64)
         x = take_axis(c, x, axis, c.emit(ew.Sub(), last, c.emit(Iota(size))))

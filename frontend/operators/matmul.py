@@ -126,7 +126,7 @@ def attention(
     """`softmax(q · kᵀ · scale + mask) · v`; with grouped heads, several q heads share one of k.
     A row that sees no key is zero."""
     if dropout:
-        raise c.unsupported("dropout while training (call model.eval() first)")
+        raise c.unsupported("dropout that does not depend on module.training")
     lead, (length, width) = q.type.shape[:-2], q.type.shape[-2:]
     places = k.type.shape[-2]
     grouped = enable_gqa and lead[-1] != k.type.shape[-3]

@@ -18,7 +18,8 @@ _EPSILON = 1.1920928955078125e-07  # f32's, what rms_norm adds when nothing is s
 
 @lowers("aten.softmax.int", "aten._softmax.default")
 def softmax(c: Context, x: Value, axis: int, *_: Any, **__: Any) -> Value:
-    return c.result(softmax_of(c, c.wide(x), axis))
+    # `dtype` converts what goes in, not only what comes out.
+    return c.result(softmax_of(c, c.wide(c.cast(x, c.dtype)), axis))
 
 
 @lowers("aten._safe_softmax.default")
@@ -28,13 +29,15 @@ def safe_softmax(c: Context, x: Value, axis: int, *_: Any, **__: Any) -> Value:
 
 def softmax_of(c: Context, x: Value, axis: int) -> Value:
     """Return `exp(x - max) / Σ exp(x - max)` along `axis`: NaN where all is -inf."""
+    shape, x = x.type.shape, c.row(x)
     axis = c.axis(axis, x.type.rank)
     exp = c.emit(ew.Exp(), c.emit(ew.Sub(), x, c.emit(ReduceMax((axis,), True), x)))
-    return c.emit(ew.Div(), exp, c.emit(ReduceSum((axis,), True), exp))
+    return c.reshape(c.emit(ew.Div(), exp, c.emit(ReduceSum((axis,), True), exp)), shape)
 
 
 def safe_softmax_of(c: Context, x: Value, axis: int) -> Value:
     """Return the softmax along `axis`, zero where all is -inf."""
+    shape, x = x.type.shape, c.row(x)
     axis = c.axis(axis, x.type.rank)
     top = c.emit(ReduceMax((axis,), True), x)
     top = c.emit(ew.Where(), c.apply(ew.Eq(), top, -math.inf), c.operand(0, x.type.dtype), top)
@@ -42,16 +45,16 @@ def safe_softmax_of(c: Context, x: Value, axis: int) -> Value:
     total = c.emit(ReduceSum((axis,), True), exp)  # at least 1 where anything is above -inf
     none = c.apply(ew.Eq(), total, 0)
     total = c.emit(ew.Where(), none, c.operand(1, x.type.dtype), total)
-    return c.emit(ew.Div(), exp, total)
+    return c.reshape(c.emit(ew.Div(), exp, total), shape)
 
 
 @lowers("aten.log_softmax.int", "aten._log_softmax.default")
 def log_softmax(c: Context, x: Value, axis: int, *_: Any, **__: Any) -> Value:
-    x = c.wide(x)
+    x = c.row(c.wide(c.cast(x, c.dtype)))
     axis = c.axis(axis, x.type.rank)
     shifted = c.emit(ew.Sub(), x, c.emit(ReduceMax((axis,), True), x))
     total = c.emit(ReduceSum((axis,), True), c.emit(ew.Exp(), shifted))
-    return c.result(c.emit(ew.Sub(), shifted, c.emit(ew.Log(), total)))
+    return c.result(c.reshape(c.emit(ew.Sub(), shifted, c.emit(ew.Log(), total)), c.type.shape))
 
 
 def affine(c: Context, x: Value, weight: Value | None, bias: Value | None) -> Value:
@@ -114,11 +117,19 @@ def group_norm(
     epsilon: float = 1e-5,
     *_: Any,
 ) -> Value:
+    return grouped_norm(c, x, groups, weight, bias, epsilon)[0]
+
+
+def grouped_norm(
+    c: Context, x: Value, groups: int, weight: Value | None, bias: Value | None, epsilon: float
+) -> tuple[Value, Value, Value]:
+    """Return the norm over groups of channels, and every group's mean and factor."""
     batch, channels, *rest = x.type.shape
     inner = numel((channels // groups, *rest))
     grouped = c.reshape(c.wide(x), (batch, groups, inner))
-    y = c.reshape(standardized(c, grouped, [2], epsilon)[0], x.type.shape)
-    return c.result(affine(c, y, per_channel(c, x, weight), per_channel(c, x, bias)))
+    y, mean, factor = standardized(c, grouped, [2], epsilon)
+    y = affine(c, c.reshape(y, x.type.shape), per_channel(c, x, weight), per_channel(c, x, bias))
+    return c.result(y), mean, factor
 
 
 @lowers("aten.native_group_norm.default")
@@ -133,7 +144,9 @@ def native_group_norm(
     groups: int,
     epsilon: float,
 ) -> tuple[Value, ...]:
-    return group_norm(c, x, groups, weight, bias, epsilon), *(c.fill(0, t) for t in c.types[1:])
+    y, *rest = grouped_norm(c, x, groups, weight, bias, epsilon)
+    pairs = zip(rest, c.types[1:], strict=True)
+    return y, *(c.cast(c.reshape(v, t.shape), t.dtype) for v, t in pairs)
 
 
 def per_channel(c: Context, x: Value, value: Value | None) -> Value | None:
@@ -156,9 +169,27 @@ def batch_norm(
     native = "native" in c.operator
     training, epsilon = (False, rest[1]) if native else (rest[0], rest[2])
     if training:
-        raise c.unsupported("batch statistics while training (call model.eval() first)")
+        raise c.unsupported("batch statistics that are kept while running")
     mean, var = (c.wide(per_channel(c, x, v) or v) for v in (mean, var))
     factor = c.emit(ew.Rsqrt(), c.apply(ew.Add(), var, epsilon))
     y = c.emit(ew.Mul(), c.emit(ew.Sub(), c.wide(x), mean), factor)
     value = c.result(affine(c, y, per_channel(c, x, weight), per_channel(c, x, bias)))
     return (value, *(c.fill(0, t) for t in c.types[1:])) if native else value
+
+
+@lowers("aten._native_batch_norm_legit.no_stats")
+def batch_norm_of_batch(
+    c: Context,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    training: bool,
+    momentum: float,
+    epsilon: float,
+) -> tuple[Value, ...]:
+    """A norm that keeps no statistics takes the batch's; `momentum` is for keeping them."""
+    axes = [a for a in range(x.type.rank) if a != 1]
+    y, mean, factor = standardized(c, c.wide(x), axes, epsilon)
+    value = c.result(affine(c, y, per_channel(c, x, weight), per_channel(c, x, bias)))
+    kept = zip((mean, factor), c.types[1:], strict=True)
+    return value, *(c.cast(c.reshape(v, t.shape), t.dtype) for v, t in kept)

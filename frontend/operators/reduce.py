@@ -35,14 +35,19 @@ def accumulator(c: Context, dtype: DType) -> DType:
     return promote(dtype, F32) if dtype.is_float else dtype
 
 
+def summand(c: Context, x: Value) -> Value:
+    """Return what is summed: `dtype` converts what goes in, not only what comes out."""
+    return c.cast(c.cast(x, c.dtype), accumulator(c, c.dtype))
+
+
 @lowers("aten.sum.default", "aten.sum.dim_IntList")
 def sum_(c: Context, x: Value, axes: Axes = None, keep: bool = False, **_: Any) -> Value:
-    return c.result(reduced(c, ReduceSum, c.cast(x, accumulator(c, c.dtype)), axes, keep))
+    return c.result(reduced(c, ReduceSum, summand(c, x), axes, keep))
 
 
 @lowers("aten.mean.default", "aten.mean.dim")
 def mean(c: Context, x: Value, axes: Axes = None, keep: bool = False, **_: Any) -> Value:
-    return c.result(average(c, c.cast(x, accumulator(c, c.dtype)), axes, keep))
+    return c.result(average(c, summand(c, x), axes, keep))
 
 
 def average(c: Context, x: Value, axes: Axes, keep: bool) -> Value:
@@ -61,7 +66,7 @@ def var(
     total = reduced(c, ReduceSum, c.emit(ew.Mul(), centred, centred), axes, keepdim)
     size = c.size(count(c, x, axes), wide.type.dtype)
     less = 1 if correction is None else correction
-    if less:
+    if less:  # of one number: 0 / 0
         size = c.apply(ew.Maximum(), c.apply(ew.Sub(), size, less), 0)
     value = c.emit(ew.Div(), total, size)
     if "std" in c.operator:
@@ -136,7 +141,8 @@ def opposite(c: Context, x: Value) -> Value:
 def any_all(c: Context, x: Value, axes: Axes = None, keep: bool = False) -> Value:
     flags = c.cast(truth(c, x), F32)
     op = ReduceMax if "any" in c.operator else ReduceMin
-    return c.result(c.apply(ew.Ne(), reduced(c, op, flags, axes, keep), 0.0))  # u8 of u8
+    # Above zero: of none there is -inf, or inf. Of u8 it is u8.
+    return c.result(c.apply(ew.Gt(), reduced(c, op, flags, axes, keep), 0.0))
 
 
 @lowers("aten.logsumexp.default")
@@ -154,7 +160,7 @@ def logsumexp(c: Context, x: Value, axes: Axes, keep: bool = False) -> Value:
 def vector_norm(
     c: Context, x: Value, order: Any = 2, axes: Axes = None, keep: bool = False, **_: Any
 ) -> Value:
-    wide = c.cast(x, accumulator(c, c.dtype))
+    wide = summand(c, x)
     order = 2 if order is None else float(order)
     if order == 2:
         total = reduced(c, ReduceSum, c.emit(ew.Mul(), wide, wide), axes, keep)
@@ -173,9 +179,9 @@ def vector_norm(
 @lowers("aten.cumsum.default")
 def cumsum(c: Context, x: Value, axis: int, **_: Any) -> Value:
     """Sums what is not behind, pair by pair: for the short axes of masks and positions."""
+    x = c.row(summand(c, x))
     rank = x.type.rank
     axis = c.axis(axis, rank)
-    x = c.cast(x, accumulator(c, c.dtype))
     order = [*(a for a in range(rank) if a != axis), axis]
     x = c.transpose(x, order)
     size = x.type.shape[-1]
@@ -184,7 +190,8 @@ def cumsum(c: Context, x: Value, axis: int, **_: Any) -> Value:
     pairs = c.reshape(x, (*x.type.shape[:-1], 1, size))
     terms = c.emit(ew.Where(), behind, pairs, c.operand(0, x.type.dtype))
     sums = c.emit(ReduceSum((rank,)), terms)
-    return c.result(c.transpose(sums, [order.index(a) for a in range(rank)]))
+    sums = c.transpose(sums, [order.index(a) for a in range(rank)])
+    return c.result(c.reshape(sums, c.type.shape))
 
 
 @lowers("aten.topk.default")
@@ -214,9 +221,10 @@ def ranked(c: Context, x: Value, k: Dim, axis: int, largest: bool) -> tuple[Valu
     """Return the `k` largest or smallest along `axis`, in order, and their indices."""
     if not isinstance(k, int):
         raise c.unsupported("a symbolic number of elements")
-    if not x.type.rank:
-        return x, c.fill(0, c.types[-1])
-    dtype = x.type.dtype
-    x = c.swap(c.cast(x, U8) if dtype == BOOL else x, axis, -1)
+    dtype, shape = x.type.dtype, x.type.shape
+    x = c.swap(c.row(c.cast(x, U8) if dtype == BOOL else x), axis, -1)
     values, indices = c.builder.add(TopK(k, largest), x)
-    return c.cast(c.swap(values, axis, -1), dtype), c.swap(indices, axis, -1)
+    values = c.cast(values, dtype)
+    if not shape:
+        return c.reshape(values, ()), c.reshape(indices, ())
+    return c.swap(values, axis, -1), c.swap(indices, axis, -1)

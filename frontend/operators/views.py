@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import sympy
+
 from ...ir.dtypes import I64
 from ...ir.graph import Value
 from ...ir.ops import elementwise as ew
 from ...ir.ops.index import Concat, Iota, Slice
-from ...ir.types import Dim, dim
+from ...ir.types import Dim, dim, numel
 from .context import Context, lowers
 
 
@@ -192,16 +194,27 @@ def repeat_interleave(
 
 @lowers("aten.roll.default")
 def roll(c: Context, x: Value, shifts: Sequence[int], axes: Sequence[int] = ()) -> Value:
-    if not axes:
-        raise c.unsupported("rolling over all axes at once")
+    if not axes:  # the elements one after another, whatever axes they are on
+        flat = c.reshape(x, (numel(x.type.shape),))
+        return c.reshape(rolled(c, flat, shifts[0], 0), x.type.shape)
     for shift, axis in zip(shifts, axes, strict=True):
-        axis = c.axis(axis, x.type.rank)
-        size = x.type.shape[axis]
-        at = -shift % size if isinstance(size, int) else dim(size - shift if shift > 0 else -shift)
-        if at != 0:
-            parts = [c.slice(x, axis, at, size), c.slice(x, axis, 0, at)]
-            x = c.emit(Concat(axis), *parts)
+        x = rolled(c, x, shift, c.axis(axis, x.type.rank)) if x.type.rank else x
     return x
+
+
+def rolled(c: Context, x: Value, shift: Dim, axis: int) -> Value:
+    """Return `x` with what is at i, along an axis of any size, at `i + shift`."""
+    size = x.type.shape[axis]
+    if isinstance(size, int) and isinstance(shift, int):
+        at: Dim = -shift % size
+    elif isinstance(shift, int):
+        behind = sympy.Mod(abs(shift), size)
+        at = dim(size - behind if shift > 0 else behind)
+    else:
+        raise c.unsupported("rolling by a symbolic size")
+    if at == 0:
+        return x
+    return c.emit(Concat(axis), c.slice(x, axis, at, size), c.slice(x, axis, 0, at))
 
 
 @lowers("aten.constant_pad_nd.default", "aten.pad.default")

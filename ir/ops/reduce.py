@@ -41,7 +41,7 @@ class ReduceMax(Reduce):
     keepdims: bool = False
 
     def reference(self, x):
-        return np.max(x, axis=self.axes, keepdims=self.keepdims)
+        return np.max(x, axis=self.axes, keepdims=self.keepdims, initial=extreme(x.dtype, -1))
 
 
 @register("reduce_min")
@@ -50,7 +50,17 @@ class ReduceMin(Reduce):
     keepdims: bool = False
 
     def reference(self, x):
-        return np.min(x, axis=self.axes, keepdims=self.keepdims)
+        return np.min(x, axis=self.axes, keepdims=self.keepdims, initial=extreme(x.dtype, 1))
+
+
+def extreme(dtype: np.dtype, sign: int) -> float | int | bool:
+    """Return the largest number of a type, or (`sign` -1) the smallest: the outcome for none."""
+    if dtype.kind == "f":
+        return sign * np.inf
+    if dtype.kind == "b":
+        return sign > 0
+    info = np.iinfo(dtype)
+    return int(info.max if sign > 0 else info.min)
 
 
 @register("argmax")

@@ -87,6 +87,7 @@ class Addresses:
 def arena_bytes(program: Program, entry: int, sizes: Mapping[str, int]) -> int:
     """Return the bytes of working memory that a function needs at these sizes."""
     plan = program.plans[program.entries[entry].plan]
+    sizes = program.entries[entry].own(sizes)
     return _plan_bytes(program, plan, sizes) + _scratch_bytes(program, plan, sizes)
 
 
@@ -102,6 +103,7 @@ def bind(
     `chosen` is the variant of every kernel. Launches whose rows are out of range or whose grid is
     empty are left out. Raises DiluError where a number is beyond what a kernel can be told.
     """
+    sizes = program.entries[entry].own(sizes)
     if evaluate(program.entries[entry].work, sizes) == 0:
         return []
     plan = program.plans[program.entries[entry].plan]

@@ -121,8 +121,9 @@ class Executor:
             call = self._calls[key] = list(self._parts(bound))
             self._forget(_KEPT_CALLS)
         self._calls.move_to_end(key)
+        own = self.program.entries[entry].own(exact or sizes)
         for part in call:
-            part.run(exact or sizes)
+            part.run(own)
 
     def recorded(self, bound: Sequence[BoundLaunch]) -> Recorded:
         """Return launches that are made together."""

@@ -8,7 +8,7 @@ program that makes no sense is a bug or of another version, and is refused whole
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,11 +157,20 @@ class Plan:
 
 @dataclass(frozen=True)
 class Entry:
-    """The plan of one of the artifact's functions; nothing is done where `work` is 0."""
+    """The plan of one of the artifact's functions; nothing is done where `work` is 0.
+
+    `sizes` are what plans call the `symbols` of the function.
+    """
 
     plan: int
     symbols: tuple[str, ...]
     work: Size
+    sizes: tuple[str, ...]
+
+    def own(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Return the sizes of symbols by the names that they have in plans."""
+        names = zip(self.symbols, self.sizes, strict=True)
+        return {own: sizes[symbol] for symbol, own in names if symbol in sizes}
 
 
 @dataclass(frozen=True)
@@ -187,7 +196,7 @@ def parse_program(data: dict[str, Any]) -> Program:
     return Program(
         tuple(_kernel(k) for k in data["kernels"]),
         tuple(_plan(p) for p in data["plans"]),
-        tuple(Entry(e["plan"], tuple(e["symbols"]), e["work"]) for e in data["entries"]),
+        tuple(map(_entry, data["entries"])),
     )
 
 
@@ -222,6 +231,11 @@ def _kernel(data: dict[str, Any]) -> Kernel:
         data["name"], data["kernel"], data["kind"], tuple(data["arguments"]), variants,
         data["default"],
     )  # fmt: skip
+
+
+def _entry(data: dict[str, Any]) -> Entry:
+    symbols = tuple(data["symbols"])
+    return Entry(data["plan"], symbols, data["work"], tuple(data.get("sizes", symbols)))
 
 
 def _plan(data: dict[str, Any]) -> Plan:

@@ -164,7 +164,8 @@ class _Tuner:
         symbols = executor.program.entries[entry].symbols
         text = ", ".join(f"{name}={sizes[name]}" for name in symbols)
         done: set[int] = set()
-        launches = list(self._launches(bound, sizes))
+        own = executor.program.entries[entry].own(sizes)
+        launches = list(self._launches(bound, own))
         for number, (launch, known) in enumerate(launches):
             self._progress(f"measure kernels at {text}", number, len(launches))
             if launch.launch.run not in done:

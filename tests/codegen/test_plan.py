@@ -85,7 +85,7 @@ def test_the_code_does_not_grow_with_depth(compiled):
 
 def test_kernels_with_one_text_are_emitted_once(compiled):
     kernels = {k.name: k.function for k in compiled(text(2)).module.kernels}
-    assert kernels["main_0"] == kernels["main_1"] == "main_0"
+    assert kernels["main_0"] == kernels["main_1"] == "kernel_main_0"
     assert kernels["layer_0"] != kernels["layer_2"]
 
 

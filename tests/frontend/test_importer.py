@@ -551,7 +551,7 @@ def test_writing_to_a_buffer():
             self.seen += 1
             return x + self.seen
 
-    with pytest.raises(UnsupportedError, match="the model writes to 'seen'"):
+    with pytest.raises(UnsupportedError, match="the model writes to its buffer 'seen'"):
         capture_module(Counter(), (numbers(4),))
 
 
@@ -563,3 +563,15 @@ def test_example_inputs_are_needed():
 def test_random_numbers():
     with pytest.raises(UnsupportedError, match="a random number inside of a model"):
         capture_module(Call(lambda x: x + torch.rand(4)), (numbers(4),))
+
+
+def test_a_size_without_a_name_is_called_as_no_other():
+    """`s0` is what a first size would be called; here another one has that name."""
+
+    class Sums(nn.Module):
+        def forward(self, a, b):
+            return a.sum(0), b * 2
+
+    dims = ({0: torch.export.Dim.AUTO}, {0: torch.export.Dim("s0")})
+    graph = capture_module(Sums(), (numbers(3, 4), numbers(5, 4)), dims)
+    assert [str(v.type) for v in graph.functions[0].parameters] == ["f32[s1,4]", "f32[s0,4]"]

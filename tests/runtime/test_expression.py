@@ -38,12 +38,19 @@ def test_symbols():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "T +", "T / 2", "T ** 9", "f(T)", "max(T)", "T.x", "T[0]", "1.5", "'a'", "True",
-     "lambda: 1", "__import__('os')", "max(T, S, key=1)", "[T]"],
+    ["", "T +", "T / 2", "T ** 9", "f(T)", "max(T)", "T.x", "T[0]", "1.5", "'a'",
+     "s0:=1", "lambda: 1", "__import__('os')", "max(T, S, key=1)", "[T]"],
 )  # fmt: skip
 def test_nothing_else_is_evaluated(text):
     with pytest.raises(DiluError, match=r"not a size: .*(.|\n)*sizes use \+ - \* // % max min"):
         evaluate(text, {"T": 1})
+
+
+@pytest.mark.parametrize("name", ["for", "None", "lambda", "max", "s0", "größe", "ﬁ", "I", "नाम"])
+def test_a_symbol_may_have_any_name(name):
+    assert symbols(f"max({name}, 3) * 2") == {name}
+    assert evaluate(f"max({name}, 3) * {name} + s1", {name: 5, "s1": 2}) == 27
+    assert solve(f"2*{name} + 1", 9, {}) == (name, 4)
 
 
 def test_unknown_symbol():

@@ -160,3 +160,43 @@ def test_a_broken_tokenizer(toy):
     toy.files["tokenizer.json"] = b"{}"
     with pytest.raises(DiluError, match=r"the checkpoint's tokenizer\.json cannot be read"):
         Tokenizer(toy)
+
+
+def test_a_missing_tokenizer_is_told_with_its_reason(toy):
+    del toy.files["tokenizer.json"]
+    why = "the tokenizer cannot be read (x): the artifact takes and returns tokens, not text"
+    toy.manifest["language_model"]["notes"] = ["another", why]
+    with pytest.raises(
+        DiluError, match=r"toy has no tokenizer: the tokenizer cannot be read \(x\)"
+    ):
+        Tokenizer(toy)
+
+
+def test_a_file_that_asks_for_it_neither_cuts_off_nor_pads(make, toy):
+    from tokenizers import Tokenizer as Library
+
+    library = Library.from_str(toy.read("tokenizer.json").decode())
+    library.enable_truncation(2)
+    library.enable_padding(length=9)
+    toy.files["tokenizer.json"] = library.to_str().encode()
+    assert make().encode("abcd") == [BOS, *b"abcd"]
+    assert make().encode("") == [BOS]
+
+
+def test_special_tokens_in_a_text_may_be_split(make):
+    assert make().encode("<end>") == [BOS, END]
+    assert make(split_special_tokens=True).encode("<end>") == [BOS, *b"<end>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ tools is defined }} {{ tools is none }}", "True True"),
+        ("{{ documents is none }}", "True"),
+        ("{{ pad_token is defined }} {{ bos_token is defined }}", "False True"),
+        ("{{ messages[0].tool_calls is defined }}", "False"),
+    ],
+)
+def test_what_is_defined_in_a_template_is_what_transformers_defines(make, template, text):
+    messages = [{"role": "user", "content": "a", "tool_calls": None}]
+    assert make(template).render_chat(messages) == text

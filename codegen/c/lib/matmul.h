@@ -458,7 +458,9 @@ DILU_INLINE void dilu_part_compute(dilu_weight_type type, int weights, const dil
                                    const dilu_rows* rows, const dilu_part* p, dilu_matmul_space* space) {
 #pragma GCC unroll 1 /* one copy of the kernels, not one per weight */
   for (int i = 0; i < weights; i++) {
-    if (p->direct)
+    if (K <= 0) /* nothing is added up: a size of 0 that only a call tells */
+      memset(space->results[i], 0, (size_t)(p->stride * (p->m_end - p->m)) * sizeof(float));
+    else if (p->direct)
       dilu_direct(type, &w[i], row0, p->n, p->n_end, K, rows, p->m, p->m_end, space, space->results[i]);
     else
       dilu_panel(type, &w[i], row0, p->n, p->n_end, K, rows, p->m, p->m_end, space, space->results[i]);

@@ -1,0 +1,197 @@
+"""torch's own samples of its operators as modules: scalars, empty tensors, sizes of 1, strides.
+
+    python tests/operators.py [NAME…]    # how the samples of all operators fare, or of these
+
+Outside of CI it takes an hour: an operator that is not supported yet is left after two samples.
+"""
+
+from __future__ import annotations
+
+import sys
+import unittest
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+from dilu.errors import DiluError
+from dilu.frontend.capture import capture_module
+from dilu.ir.graph import Graph
+from dilu.ir.interpret import constant_values, interpret
+from dilu.ir.verify import verify
+
+TOLERANCE = 1e-4  # of f32, where torch and we add in another order
+
+
+class Call(torch.nn.Module):
+    """An operator with the arguments of a sample; the tensors among them are inputs."""
+
+    def __init__(self, function: Callable[..., Any], spec: Any, fixed: Sequence[Any]) -> None:
+        super().__init__()
+        self.function, self.spec, self.fixed = function, spec, fixed
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        left = iter(tensors)
+        leaves = [next(left) if leaf is TENSOR else leaf for leaf in self.fixed]
+        args, keywords = pytree.tree_unflatten(leaves, self.spec)
+        out = self.function(*args, **keywords)
+        return tuple(t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor))
+
+
+TENSOR = object()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of an operator; `name` tells it from the others."""
+
+    name: str
+    module: Call
+    tensors: tuple[torch.Tensor, ...]
+
+    @cached_property
+    def wanted(self) -> tuple[torch.Tensor, ...]:
+        """What torch makes of it."""
+        with torch.no_grad():
+            return self.module(*(t.detach() for t in self.tensors))
+
+    @cached_property
+    def is_valid(self) -> bool:
+        """Whether torch itself computes it."""
+        try:
+            self.wanted
+            return True
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            return False
+
+    def difference(self, got: Sequence[np.ndarray]) -> str | None:
+        """Return what differs from torch; None where nothing does."""
+        if len(got) != len(self.wanted):
+            return f"{len(got)} results, not {len(self.wanted)}"
+        for i, (mine, theirs) in enumerate(zip(got, self.wanted, strict=True)):
+            want = values(theirs)
+            if mine.shape != want.shape:
+                return f"result {i} is {mine.shape}, not {want.shape}"
+            bound = 2e-2 if theirs.dtype in (torch.bfloat16, torch.float16) else TOLERANCE
+            if not np.allclose(mine, want, rtol=bound, atol=bound, equal_nan=True):
+                at = np.argwhere(~np.isclose(mine, want, rtol=bound, atol=bound, equal_nan=True))[0]
+                return f"result {i} at {at.tolist()} is {mine[tuple(at)]}, not {want[tuple(at)]}"
+        return None
+
+
+def values(t: torch.Tensor) -> np.ndarray:
+    """Return a tensor's numbers as numpy holds them; narrow floats as f32."""
+    t = t.detach()
+    narrow = t.is_floating_point() and t.dtype not in (torch.float32, torch.float64)
+    return (t.float() if narrow else t).numpy()
+
+
+def operators() -> dict[str, Any]:
+    """Return torch's descriptions of its operators by name and variant."""
+    # What torch's own tests import for a base class, and none of its samples needs.
+    stand_in: Any = SimpleNamespace(TestCase=unittest.TestCase)
+    sys.modules.setdefault("expecttest", stand_in)
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    return {f"{o.name}.{o.variant_test_name}".rstrip("."): o for o in op_db}
+
+
+def samples(operator: Any, dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
+    """Yield an operator's samples of an element type; nothing where it has none of that type."""
+    if dtype not in operator.dtypes:
+        return
+    torch.manual_seed(0)
+    for i, each in enumerate(operator.sample_inputs("cpu", dtype, requires_grad=False)):
+        leaves, spec = pytree.tree_flatten(((each.input, *each.args), dict(each.kwargs)))
+        tensors = tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+        fixed = [TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        yield Sample(f"{operator.name} {i}", Call(operator.op, spec, fixed), tensors)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sample fared: `right`, `wrong`, `refused`, `missing` (its operator is not in the
+    importer's table) or `internal`, an error that no user should see; and what there is to say."""
+
+    sample: Sample
+    kind: str
+    text: str = ""
+
+
+class Together(torch.nn.Module):
+    """Samples one after another, captured at once: what takes longest is capturing."""
+
+    def __init__(self, parts: Sequence[Sample]) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        left = iter(tensors)
+        each = [[next(left) for _ in p.tensors] for p in self.parts]
+        return tuple(t for p, own in zip(self.parts, each, strict=True) for t in p.module(*own))
+
+
+def outcomes(parts: Sequence[Sample], run: Run | None = None) -> list[Outcome]:
+    """Return how samples fare: together where that can be, else each alone.
+
+    `run` takes a graph and its inputs to results; unless given, the reference interpreter does.
+    """
+    if not parts:
+        return []
+    try:
+        return _together(parts, run or interpreted)
+    except Exception as error:
+        if len(parts) == 1:
+            return [_failed(parts[0], error)]
+    first = outcomes(parts[: (len(parts) + 3) // 4], run)
+    if len(first) > 1 and all(o.kind == "missing" for o in first):
+        return first
+    return first + outcomes(parts[(len(parts) + 3) // 4 :], run)
+
+
+Run = Callable[[Graph, list[np.ndarray]], Sequence[np.ndarray]]
+
+
+def interpreted(graph: Graph, inputs: list[np.ndarray]) -> Sequence[np.ndarray]:
+    main = graph.functions[0]
+    return interpret(main, [*inputs, *constant_values(graph, main)])
+
+
+def _together(parts: Sequence[Sample], run: Run) -> list[Outcome]:
+    tensors = tuple(t.detach() for p in parts for t in p.tensors)
+    graph = capture_module(Together(parts), tensors)
+    verify(graph)
+    got = iter(run(graph, [values(t) for t in tensors]))
+    found: list[Outcome] = []
+    for part in parts:
+        text = part.difference([next(got) for _ in part.wanted])
+        found.append(Outcome(part, "wrong" if text else "right", text or ""))
+    return found
+
+
+def _failed(part: Sample, error: Exception) -> Outcome:
+    text = str(error).partition("\n")[0]
+    if not isinstance(error, DiluError):
+        return Outcome(part, "internal", f"{type(error).__name__}: {text}")
+    missing = text.startswith("the operator ") and text.endswith(" is not supported")
+    return Outcome(part, "missing" if missing else "refused", text)
+
+
+def main(names: Sequence[str]) -> None:
+    for name, operator in operators().items():
+        if names and operator.name not in names and name not in names:
+            continue
+        found = outcomes([p for p in samples(operator) if p.is_valid])
+        print(name, dict(Counter(o.kind for o in found)), flush=True)
+        for each in dict.fromkeys((o.kind, o.text) for o in found if o.kind != "right"):
+            print("   ", *each)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
