@@ -39,6 +39,7 @@ def test_every_type_is_tried():
     assert len(kinds) == len(set(kinds)) > 200
 
 
+@pytest.mark.slow
 def test_a_wrong_model_is_seen(tmp_path):
     model = every_model.tiny_model(every_model.tiny_config("qwen2", num_hidden_layers=1))
     want = every_model.reference(model)

@@ -64,6 +64,7 @@ def test_a_buffer_of_parameters_is_refused(monkeypatch):
         real_buffers(model, torch.float32)
 
 
+@pytest.mark.slow
 def test_buffers_of_layers_are_stacked(tmp_path, monkeypatch):
     from transformers.models.llama import modeling_llama
 
@@ -94,6 +95,7 @@ def test_rotary_parameters_that_are_not_captured(tmp_path, settings, message):
         saved.capture_config(tmp_path, "llama", **settings)
 
 
+@pytest.mark.slow
 def test_rotary_parameters_that_are(tmp_path):
     saved.capture_config(tmp_path, "llama", rope_scaling={**YARN, "attention_factor": None})
     assert read_config(tmp_path / "config.json")["rope_scaling"]["mscale"] == 0.8

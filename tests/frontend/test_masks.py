@@ -279,6 +279,7 @@ def test_overlays_of_the_causal_mask(tmp_path, monkeypatch, functions, message):
         saved.capture_config(tmp_path, "llama")
 
 
+@pytest.mark.slow
 def test_an_overlay_that_is_a_window(tmp_path, monkeypatch):
     from transformers.models.llama import modeling_llama
 
@@ -288,6 +289,7 @@ def test_an_overlay_that_is_a_window(tmp_path, monkeypatch):
     assert saved.largest_error(tmp_path, model) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("made", "message"),
     [

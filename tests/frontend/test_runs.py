@@ -132,6 +132,7 @@ def unrotated(self, hidden_states, attention_mask):
     return hidden_states + self.self_attn(x, (torch.ones_like(sin), sin), attention_mask)[0]
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_handed_hidden_states_alone(tmp_path, llama):
     llama("LlamaDecoderLayer", "forward", unrotated)
     call = bare(lambda layer, hidden, mask: layer(hidden_states=hidden, attention_mask=mask))
