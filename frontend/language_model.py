@@ -38,7 +38,6 @@ from .importer import Imported, Importer, Source, Storage
 from .model import build_model, telling
 from .operators.language import PAGING
 from .runs import LayerCall, Run, signature
-from .text_part import text_part
 
 PAGE_SIZE = 64
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -98,8 +97,6 @@ def capture_language_model(
     found = read_configuration(settings, file)
     model, mode = build_model(found, _DTYPES[dtype])
     quantization = read_quantization({**text_settings(settings), **settings}, file)
-    if checkpoint is not None and found.inside is not None:
-        checkpoint = text_part(checkpoint, model)
     binder = Binder(model, checkpoint, quantization, _stored_dtype(settings))
     parameters = sum(p.numel() for p in model.parameters())  # before its layers become runs
     with telling(f"capture the model of model_type {found.kind!r}"):
