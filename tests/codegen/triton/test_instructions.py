@@ -64,7 +64,7 @@ def first_job(form: str, target: Target) -> Job:
     assert target.gpu is not None
     plans = Plans(target.gpu)
     plans.entries(lower(parse_graph(product(form)), target))
-    return jobs_of(next(run for run in plans.runs if run.name == "product_few"))[0]
+    return jobs_of(next(run for run in plans.runs if run.name == "kernel_product_few"))[0]
 
 
 def disassembled(binary: Binary, folder: Path) -> str:
