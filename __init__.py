@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from .compiler import compile as compile
     from .errors import DiluError as DiluError
     from .planning import plan as plan
-    from .runtime.artifact import Artifact as Artifact
+    from .runtime.artifact.artifact import Artifact as Artifact
     from .runtime.session import load as load
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Artifact": ".runtime.artifact",
+    "Artifact": ".runtime.artifact.artifact",
     "DiluError": ".errors",
     "compile": ".compiler",
     "load": ".runtime.session",

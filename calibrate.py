@@ -190,8 +190,8 @@ def _forward(
     session: Any, rows: Sequence[int], ranks: Any, *, repeats: int = _REPEATS
 ) -> list[float]:
     """Return the seconds of a call for as many sequences of one token, or a few longer ones."""
-    from .runtime.sequences import PagePool, Step, batch
-    from .runtime.sequences import Sequence as Tokens
+    from .runtime.text.sequences import PagePool, Step, batch
+    from .runtime.text.sequences import Sequence as Tokens
 
     function = session.function("main")
     page_size = session.artifact.manifest["language_model"]["page_size"]
@@ -244,7 +244,7 @@ def _measure_together(folder: Path, processes: int, threads: int) -> list[dict[s
 
 def _main(folder: Path, threads: int) -> None:
     from . import knobs
-    from .runtime.ranks import Ranks
+    from .runtime.mesh.ranks import Ranks
 
     ranks = Ranks({"dp": 1, "ep": 1, "tp": knobs.WORLD_SIZE.get()})
     found = _measure(folder, threads, ranks)

@@ -21,10 +21,10 @@ from . import __version__, knobs
 from .errors import DiluError
 
 if TYPE_CHECKING:
-    from .runtime.artifact import Artifact
-    from .runtime.language import TextStream
+    from .runtime.artifact.artifact import Artifact
     from .runtime.progress import Progress
     from .runtime.session import Session
+    from .runtime.text.language import TextStream
 
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -218,7 +218,7 @@ def run(
             loads = session.expert_load()
             if first:
                 from .planner.expert_load import load_text
-                from .runtime.replace import write_file
+                from .runtime.artifact.replace import write_file
 
                 write_file(record_load, load_text(loads).encode())
         raise typer.Exit(code)
@@ -306,7 +306,7 @@ def plan(
     from .planner.report import plan_data, plan_text
     from .planner.simulate import Demand
     from .planning import plan as make_plan
-    from .runtime.replace import write_file
+    from .runtime.artifact.replace import write_file
 
     if not knobs.DEBUG.get():
         warnings.simplefilter("ignore")
@@ -374,7 +374,7 @@ def inspect(
 ) -> None:
     """Show what an artifact holds."""
     from .runtime import describe
-    from .runtime.artifact import Artifact
+    from .runtime.artifact.artifact import Artifact
 
     opened = Artifact.open(artifact)
     if stage is None and kernel is None:
@@ -395,8 +395,8 @@ def tune(
     verbose: Annotated[bool, typer.Option("-v", help="Say what is done and how long.")] = False,
 ) -> None:
     """Measure the variants of kernels on a device; the fastest are used from then on."""
-    from .runtime.gpu.tune import describe_tuning, tune
     from .runtime.session import load
+    from .runtime.tune import describe_tuning, tune
 
     with _progress(verbose) as progress:
         session = load(artifact, device=device, target=target, progress=progress)

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import DiluError
-from .runtime.artifact import CONSTANTS, FORMAT, Artifact, Content
+from .runtime.artifact.artifact import CONSTANTS, FORMAT, Artifact, Content
+from .runtime.artifact.fingerprint import fingerprint
+from .runtime.artifact.tensor_file import Entry, chunks, layout
 from .runtime.cpu.features import architecture
-from .runtime.fingerprint import fingerprint
 from .runtime.progress import Progress, silent
-from .runtime.tensor_file import Entry, chunks, layout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,7 +154,7 @@ def _topology(mesh: str | None, cluster: Any, path: Path | None) -> dict[str, An
         return {}
     if mesh is None:
         raise DiluError("cluster is given, but no mesh", hint="give one, such as ep=8")
-    from .frontend.checkpoint import read_config
+    from .frontend.checkpoint.checkpoint import read_config
     from .ir.mesh import parse_mesh
     from .planner.cluster import read_cluster
 
@@ -204,7 +204,7 @@ def rebalance(
 
     from .planner.expert_load import read_load
     from .planner.place_experts import ExpertPlacement, place_experts
-    from .runtime.shard import placements
+    from .runtime.mesh.shard import placements
 
     artifact = Artifact.open(path)
     placed = placements(artifact.manifest)
@@ -266,9 +266,9 @@ def _capture_checkpoint(
             hint="give the checkpoint's directory, or --config-only to compile without weights",
         )
     report("load the compiler")
-    from .frontend.checkpoint import read_config
-    from .frontend.language_model import capture_language_model
-    from .frontend.tokenizer import read_tokenizer
+    from .frontend.checkpoint.checkpoint import read_config
+    from .frontend.language.language_model import capture_language_model
+    from .frontend.language.tokenizer import read_tokenizer
 
     read_config(path)  # its errors come before those of anything that takes long
     report("capture")
@@ -303,7 +303,7 @@ def _capture_module(model: Any, examples: dict[str, Any], report: Progress) -> _
     report("load the compiler")
     import torch
 
-    from .frontend.capture import capture_call
+    from .frontend.program.capture import capture_call
 
     name, source = type(model).__name__, type(model).__name__
     if isinstance(model, Path):

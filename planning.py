@@ -202,8 +202,8 @@ def prepare(
 ) -> Prepared:
     """Capture a checkpoint or a config.json, to be divided; raise DiluError where it is none."""
     from .codegen.targets import find_target
-    from .frontend.checkpoint import read_config
-    from .frontend.language_model import capture_language_model
+    from .frontend.checkpoint.checkpoint import read_config
+    from .frontend.language.language_model import capture_language_model
     from .passes.pipeline import compile_graph
 
     report, path = progress or silent, Path(model)

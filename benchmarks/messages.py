@@ -38,7 +38,7 @@ def main() -> None:
 
     from dilu import knobs
     from dilu.runtime.machine import take_share
-    from dilu.runtime.ranks import Ranks
+    from dilu.runtime.mesh.ranks import Ranks
 
     count = knobs.WORLD_SIZE.get()
     dist.init_process_group("gloo")

@@ -28,7 +28,7 @@ ROUNDS = 3
 def measure_dilu(path: Path, threads: int) -> dict[str, float]:
     """Return seconds of decode and prefill, and resident bytes beyond the mapped checkpoint."""
     import dilu
-    from dilu.runtime.sequences import PagePool, Sequence, Step, batch
+    from dilu.runtime.text.sequences import PagePool, Sequence, Step, batch
 
     before = _resident()
     with dilu.load(path, threads=threads) as session:

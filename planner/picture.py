@@ -35,7 +35,7 @@ def draw(plan: Plan, path: Path) -> None:
 
     from matplotlib.figure import Figure
 
-    from ..runtime.replace import write_file
+    from ..runtime.artifact.replace import write_file
 
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)

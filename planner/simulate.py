@@ -15,7 +15,7 @@ from math import ceil, erf, exp, lgamma, log, sqrt
 from ..codegen.kernel_ir import CallPlan, Plan, Program, RoutedPlan
 from ..errors import DiluError
 from ..ir.mesh import Mesh
-from ..runtime.wire import check_format
+from ..runtime.mesh.wire import check_format
 from .cluster import Cluster
 from .work import Sizes, Work, count_work, number
 

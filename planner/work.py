@@ -27,7 +27,7 @@ from ..codegen.kernel_ir import (
     Weight,
 )
 from ..ir.types import Dim, symbol
-from ..runtime.wire import FORMATS, row_bytes
+from ..runtime.mesh.wire import FORMATS, row_bytes
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _works(plan: Plan, sizes: Sizes, symbols: Mapping[str, float]) -> Iterator[W
             sent = max(sizes.tokens * step.choices, sizes.assignments)
             way = Work("combine", "network", nbytes=sent * back, axis="ep", collective="all_to_all")
             ranks = sizes.ranks or step.ranks
-            if ranks <= step.choices:  # every rank gets all rows (runtime/exchange.py)
+            if ranks <= step.choices:  # every rank gets all rows (runtime/mesh/rounds.py)
                 rows = sizes.tokens * (row + 4 * step.choices)
                 yield Work("dispatch", "network", nbytes=rows, axis="ep", collective="all_gather")
             else:

@@ -8,21 +8,22 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DiluError
-from .artifact import Artifact
-from .bundle import piece_bytes
+from .artifact.artifact import Artifact
+from .artifact.bundle import piece_bytes
+from .artifact.expression import evaluate, symbols
+from .artifact.weights import megabytes
+from .call.batch import PREFILL_TOKENS
+from .call.function import describe
 from .cpu.features import architecture
-from .expression import evaluate, symbols
-from .function import describe
 from .machine import available_memory, physical_cores, resident_memory
 from .notes import notes_of
-from .session import PREFILL_TOKENS, nominal_sizes
+from .session import nominal_sizes
 from .targets import is_gpu, obstacle
 from .text_table import table
-from .weights import megabytes
 
 if TYPE_CHECKING:
-    from .generate import Statistics
     from .session import Session
+    from .text.generate import Statistics
 
 
 def describe_artifact(artifact: Artifact) -> str:
@@ -131,7 +132,7 @@ def _whether_here(target: dict[str, Any]) -> str:
         reason = obstacle(target)
         return "runs here" if reason is None else f"does not run here: {reason}"
     from .gpu.choose import fit  # only here: most artifacts have no such target
-    from .gpu.device import find_devices
+    from .gpu.open_device import find_devices
 
     devices, _ = find_devices(target["backend"])
     places = [d.info.text for d in devices if fit(target, d.info) is not None]
@@ -142,7 +143,7 @@ def _whether_here(target: dict[str, Any]) -> str:
 
 def describe_devices() -> str:
     """Return what this machine can run on: its processor and every GPU whose driver answers."""
-    from .gpu.device import backends, find_devices
+    from .gpu.open_device import backends, find_devices
 
     memory = available_memory()
     cores = f"{physical_cores()} cores"

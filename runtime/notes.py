@@ -6,7 +6,7 @@ likeliest unless another temperature is asked for, so that it is said wherever n
 
 from __future__ import annotations
 
-from .artifact import Artifact
+from .artifact.artifact import Artifact
 
 
 def notes_of(artifact: Artifact, *, sampled: bool = False) -> list[str]:

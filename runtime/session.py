@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import DiluError
 from . import machine
-from .artifact import Artifact
+from .artifact.artifact import Artifact
+from .artifact.weights import require_bound, require_memory
+from .call.batch import PREFILL_TOKENS, pages_for
+from .call.function import Function
+from .choice import Choice
 from .engine import Engine
-from .function import Function
 from .progress import Progress, silent
-from .sequences import pages_for
-from .targets import Choice, choose_target
-from .weights import require_bound, require_memory
+from .targets import choose_target
 
-#: Tokens of prompts that are run at once.
-PREFILL_TOKENS = 512
 #: Tokens that a cache must have room for, or a language model is not loaded.
 NOMINAL_TOKENS = 2048
 
@@ -35,9 +34,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from .gpu.device import Device
-    from .host import Host
-    from .language import LanguageModel
-    from .ranks import Ranks
+    from .mesh.host import Host
+    from .mesh.ranks import Ranks
+    from .text.language import LanguageModel
 
 
 def load(
@@ -83,7 +82,7 @@ class Session:
         self.ranks = _connected(artifact, wire)
         bound: str | None = None
         if self.ranks is not None:
-            from .shard import local_part
+            from .mesh.shard import local_part
 
             bound = machine.take_share()
             artifact = local_part(artifact, self.ranks.coordinates)
@@ -199,7 +198,7 @@ class Session:
     @property
     def language(self) -> LanguageModel:
         """The token loop; raises DiluError where the artifact is not a language model."""
-        from .language import LanguageModel  # only here: other modules need no tokenizer
+        from .text.language import LanguageModel  # only here: other modules need no tokenizer
 
         with self.lock:
             if self._language is None:
@@ -260,7 +259,7 @@ def nominal_sizes(language_model: dict[str, Any] | None) -> dict[str, int]:
 
 
 def _check_wire(artifact: Artifact, wire: str) -> None:
-    from .wire import check_format
+    from .mesh.wire import check_format
 
     check_format(wire)
     if wire != "exact" and (artifact.manifest.get("mesh") or {}).get("ep", 1) == 1:
@@ -275,7 +274,7 @@ def _connected(artifact: Artifact, wire: str) -> Ranks | None:
     mesh = artifact.manifest.get("mesh")
     if mesh is None or all(size == 1 for size in mesh.values()):
         return None
-    from .ranks import Ranks
+    from .mesh.ranks import Ranks
 
     ranks = Ranks(mesh)
     same = "give every machine the same artifact, compiled once and copied"
@@ -288,7 +287,7 @@ def _host(ranks: Ranks | None, wire: str) -> Host | None:
     """Return what native code asks of other ranks; None where it has nothing to ask."""
     if ranks is None or ranks.mesh["ep"] == ranks.mesh["tp"] == 1:
         return None
-    from .host import Host
+    from .mesh.host import Host
 
     return Host(ranks, wire)
 
@@ -316,7 +315,7 @@ def _engine(
 
         return CpuEngine(artifact, choice.target, threads, host)
     from .gpu.engine import GpuEngine
-    from .gpu.meet import meetings
+    from .gpu.meet_on_device import meetings
 
     met = meetings(choice.device, host, groups) if host is not None else None
     return GpuEngine(artifact, choice.target, choice.device, text=choice.text, meetings=met)

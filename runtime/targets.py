@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DiluError
-from .artifact import Artifact
+from .artifact.artifact import Artifact
+from .choice import Choice, how_to_add
 from .cpu.features import architecture, features
 
 if TYPE_CHECKING:
     from .gpu.device import Device
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The target to run, why it is that one, and the device (None: the CPU).
-
-    `text`: the device takes the target's code as text only, which its driver compiles.
-    """
-
-    target: str
-    reason: str
-    device: Device | None = None
-    text: bool = False
 
 
 def choose_target(
@@ -74,13 +61,6 @@ def obstacle(target: dict[str, Any]) -> str | None:
         return f"is for {built_for}, and this machine is {architecture()}"
     missing = [f for f in target.get("requires", ()) if f not in features()]
     return f"needs {', '.join(missing)}, which this processor lacks" if missing else None
-
-
-def how_to_add(artifact: Artifact, target: str) -> str:
-    """Return the command that adds a target to an artifact."""
-    source = artifact.manifest.get("options", {}).get("source") or "MODEL"
-    kept = " ".join(f"--target {name}" for name in artifact.targets)
-    return f"add one that fits: dilu compile {source} {kept} --target {target}"
 
 
 def _choose_cpu(

@@ -164,7 +164,7 @@ def _default(kind: str, folder: Path, why: str) -> tuple[str, str]:
     from transformers import CONFIG_MAPPING
 
     from dilu.errors import DiluError
-    from dilu.frontend.language_model import capture_language_model
+    from dilu.frontend.language.language_model import capture_language_model
 
     try:
         CONFIG_MAPPING[kind]().save_pretrained(folder)
@@ -205,7 +205,7 @@ def _compiled(folder: Path) -> list[np.ndarray]:
 def _interpreted(folder: Path) -> list[np.ndarray]:
     from captured import CapturedModel
 
-    from dilu.frontend.language_model import capture_language_model
+    from dilu.frontend.language.language_model import capture_language_model
 
     graph, _ = capture_language_model(folder)
     return CapturedModel(graph, folder).feed(PROMPTS)
@@ -274,7 +274,7 @@ def main() -> None:
     import transformers
 
     import dilu.compiler
-    import dilu.frontend.language_model
+    import dilu.frontend.language.language_model
     import dilu.runtime.session  # noqa: F401  (once, not in every process)
 
     transformers.logging.set_verbosity_error()

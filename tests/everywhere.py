@@ -13,8 +13,8 @@ from interpreted import INTERPRETED, InterpretedDevice
 
 import dilu
 from dilu.codegen import targets
-from dilu.frontend.capture import capture_module, raw
 from dilu.frontend.operators.context import TORCH_DTYPES
+from dilu.frontend.program.capture import capture_module, raw
 from dilu.ir.dtypes import DType, decode, to_storage
 from dilu.ir.interpret import constant_values, interpret
 

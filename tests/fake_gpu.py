@@ -20,10 +20,10 @@ from toy import constant, offsets, value
 import dilu
 from dilu.codegen.c.driver import find_compiler
 from dilu.errors import DiluError
-from dilu.runtime.artifact import Artifact
-from dilu.runtime.fingerprint import fingerprint
-from dilu.runtime.sequences import PARAMETERS
-from dilu.runtime.tensor_file import Entry, chunks, layout
+from dilu.runtime.artifact.artifact import Artifact
+from dilu.runtime.artifact.fingerprint import fingerprint
+from dilu.runtime.artifact.tensor_file import Entry, chunks, layout
+from dilu.runtime.call.batch import PARAMETERS
 
 PAGE, WIDTH = 4, 64
 

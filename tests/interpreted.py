@@ -26,7 +26,8 @@ import torch
 
 from dilu.codegen.target import Gpu, Target
 from dilu.ir.dtypes import BF16, F16, F32, DType
-from dilu.runtime.gpu.device import ALIGNMENT, Device, DeviceInfo, KernelCode, open_device
+from dilu.runtime.gpu.device import ALIGNMENT, Device, DeviceInfo, KernelCode
+from dilu.runtime.gpu.open_device import open_device
 
 
 def interpreted_target(dot: DType = F32, name: str = "interpreter:0") -> Target:

@@ -21,7 +21,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from dilu.errors import DiluError
-from dilu.frontend.capture import capture_module
+from dilu.frontend.program.capture import capture_module
 from dilu.ir.graph import Graph
 from dilu.ir.interpret import constant_values, interpret
 from dilu.ir.verify import verify

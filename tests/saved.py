@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from captured import CapturedModel
 
-from dilu.frontend.language_model import capture_language_model
+from dilu.frontend.language.language_model import capture_language_model
 
 TINY: dict[str, Any] = {
     "vocab_size": 96,

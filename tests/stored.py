@@ -21,10 +21,10 @@ from checkpoints import E4M3_MAX, FAMILIES, random_model, stack, unstack
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dilu.frontend.bind import Binder
-from dilu.frontend.checkpoint import Checkpoint, read_checkpoint
-from dilu.frontend.configuration import read_configuration
-from dilu.frontend.model import build_model
+from dilu.frontend.checkpoint.bind import Binder
+from dilu.frontend.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from dilu.frontend.language.configuration import read_configuration
+from dilu.frontend.language.model import build_model
 from dilu.ir.dtypes import F32
 from dilu.ir.ops.quantize import Dequantize
 

@@ -16,7 +16,7 @@ import pytest
 import dilu
 from dilu import cli
 from dilu.errors import DiluError
-from dilu.runtime.artifact import Artifact
+from dilu.runtime.artifact.artifact import Artifact
 
 
 @dataclass
@@ -144,7 +144,7 @@ def test_an_interrupted_compile_leaves_nothing(run, toy, compiled, tmp_path, mon
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dilu.runtime.artifact._write", interrupted)
+    monkeypatch.setattr("dilu.runtime.artifact.artifact._write", interrupted)
     before = sorted(os.listdir(tmp_path))
     done = run("compile", "c")
     assert done.code == 130
@@ -460,7 +460,7 @@ def test_a_killed_save_leaves_nothing_under_the_name(toy, tmp_path):
     import json, os, signal, sys, time
     from pathlib import Path
     from dilu import cli, compiler
-    from dilu.runtime import artifact
+    from dilu.runtime.artifact import artifact
     manifest = json.loads(Path(sys.argv[1]).read_text())
     made = artifact.Artifact(manifest, {{"a.txt": b"a", "b.txt": b"b"}})
     compiler.compile = lambda *_, **__: made

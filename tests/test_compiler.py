@@ -13,7 +13,7 @@ import pytest
 
 import dilu
 from dilu.errors import DiluError
-from dilu.runtime.artifact import Artifact
+from dilu.runtime.artifact.artifact import Artifact
 from dilu.runtime.describe import describe_artifact, kernel_text, stage_text
 
 torch = pytest.importorskip("torch")
@@ -318,7 +318,7 @@ def test_the_prompt_may_come_in_chunks(example, monkeypatch):
     with dilu.load(example) as session:
         prompt = session.language.encode("class Thread: " * 40)
         (whole,) = session.language.logits([prompt])
-        monkeypatch.setattr("dilu.runtime.generate.PREFILL_TOKENS", 37)
+        monkeypatch.setattr("dilu.runtime.text.generate.PREFILL_TOKENS", 37)
         (parts,) = session.language.logits([prompt])
         np.testing.assert_array_equal(whole, parts)
 

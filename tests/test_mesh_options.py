@@ -10,8 +10,8 @@ import torch
 import dilu
 from dilu.compiler import rebalance
 from dilu.planner.expert_load import load_text
-from dilu.runtime.artifact import Artifact
-from dilu.runtime.shard import placements
+from dilu.runtime.artifact.artifact import Artifact
+from dilu.runtime.mesh.shard import placements
 
 
 @pytest.fixture(scope="module")

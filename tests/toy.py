@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import dilu
-from dilu.runtime.artifact import Artifact
+from dilu.runtime.artifact.artifact import Artifact
+from dilu.runtime.artifact.fingerprint import fingerprint
+from dilu.runtime.artifact.tensor_file import Entry, chunks, layout
 from dilu.runtime.cpu.features import architecture
-from dilu.runtime.fingerprint import fingerprint
-from dilu.runtime.tensor_file import Entry, chunks, layout
 
 V, PAGE, MAXIMUM = 260, 4, 64
 BOS, END, USER = 256, 257, 258

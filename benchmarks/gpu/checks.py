@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import dilu
-from dilu.runtime.gpu.device import Device, open_device
+from dilu.runtime.gpu.device import Device
+from dilu.runtime.gpu.open_device import open_device
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ("Return the", "The function", "If the argument")

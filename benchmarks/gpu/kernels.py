@@ -19,7 +19,7 @@ from dilu.codegen.generate import generate
 from dilu.codegen.target import Target
 from dilu.errors import DiluError
 from dilu.ir.text import parse_graph
-from dilu.runtime.artifact import Artifact
+from dilu.runtime.artifact.artifact import Artifact
 from dilu.runtime.gpu.bind import Addresses, arena_bytes, bind
 from dilu.runtime.gpu.choose import fit
 from dilu.runtime.gpu.device import Device

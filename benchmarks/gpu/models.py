@@ -13,7 +13,7 @@ from checks import open_tested
 from random_checkpoint import matmul_weights, write
 
 import dilu
-from dilu.runtime.sequences import PagePool, Sequence, Step, batch
+from dilu.runtime.text.sequences import PagePool, Sequence, Step, batch
 
 CONTEXT, STEPS, WARM_UP = 128, 48, 4
 

@@ -52,7 +52,8 @@ from peers import ExpertsBf16, Fp8Mm, Naive, decoded, random_codes, random_scale
 from dilu.codegen import targets as known
 from dilu.codegen.targets import find_target
 from dilu.runtime.gpu.choose import own_target
-from dilu.runtime.gpu.device import Device, open_device
+from dilu.runtime.gpu.device import Device
+from dilu.runtime.gpu.open_device import open_device
 
 #: N, K of products.
 PRODUCTS = {

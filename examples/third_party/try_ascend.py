@@ -24,7 +24,7 @@ from dilu.codegen.triton.build import jobs_of
 from dilu.codegen.triton.driver import Failure, Job, compile_jobs
 from dilu.codegen.triton.emit_plan import Plans
 from dilu.codegen.triton.installations import describe_installation, version_in
-from dilu.frontend.language_model import capture_language_model
+from dilu.frontend.language.language_model import capture_language_model
 from dilu.passes.pipeline import compile_graph
 
 #: The bundled DeepSeek-V3, and an ordinary Llama.

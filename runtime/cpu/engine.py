@@ -14,15 +14,16 @@ import numpy as np
 
 from ...errors import DiluError
 from .. import machine
-from ..arrays import from_numpy, storage, to_numpy
-from ..artifact import Artifact
+from ..artifact.artifact import Artifact
+from ..artifact.storage import storage
+from ..artifact.weights import Weights, weight_bytes
+from ..call.arrays import from_numpy, to_numpy
 from ..progress import Progress, silent
-from ..weights import Weights, weight_bytes
 from .driver import Library, addresses
 from .memory import zeros
 
 if TYPE_CHECKING:
-    from ..host import Host
+    from ..mesh.host import Host
 
 
 class CpuEngine:

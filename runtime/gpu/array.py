@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import DiluError
-from ..arrays import FOREIGN, is_torch, storage, to_numpy
+from ..artifact.storage import storage
+from ..call.arrays import FOREIGN, is_torch, to_numpy
 from .device import Device
 from .dlpack import Imported, contiguous_strides, export
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from ...errors import DiluError
-from ..expression import evaluate
+from ..artifact.expression import evaluate
 from .device import align
 from .program import (
     CallStep,

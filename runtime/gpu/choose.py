@@ -12,9 +12,10 @@ from typing import Any
 
 from ... import knobs
 from ...errors import DiluError
-from ..artifact import Artifact
-from ..targets import Choice, how_to_add
-from .device import Device, DeviceInfo, find_devices, open_device
+from ..artifact.artifact import Artifact
+from ..choice import Choice, how_to_add
+from .device import Device, DeviceInfo
+from .open_device import find_devices, open_device
 
 _FIRST_SPECIFIC = 90  # from this compute capability on, code is for one architecture alone
 

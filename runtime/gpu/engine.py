@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from ...errors import DiluError
-from ..arrays import FOREIGN, from_numpy, storage
-from ..artifact import Artifact
+from ..artifact.artifact import Artifact
+from ..artifact.expression import evaluate_shape
+from ..artifact.storage import storage
+from ..artifact.weights import Weights
 from ..buckets import pad_batch, padded_sizes
-from ..expression import evaluate_shape
+from ..call.arrays import FOREIGN, from_numpy
+from ..call.batch import PARAMETERS
 from ..progress import Progress, silent
-from ..sequences import PARAMETERS
-from ..weights import Weights
 from . import bind
 from .array import DeviceArray, Memory, copy_strided, read_argument
 from .bind import Addresses

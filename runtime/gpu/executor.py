@@ -18,8 +18,8 @@ from typing import Any
 
 from ... import knobs
 from ...errors import DiluError
-from ..artifact import Artifact
-from ..expression import evaluate
+from ..artifact.artifact import Artifact
+from ..artifact.expression import evaluate
 from ..progress import Progress, silent
 from .bind import Addresses, BoundCollective, BoundLaunch, BoundRouted, BoundStep, bind
 from .device import CodeRefused, Device, DeviceError, DeviceLost

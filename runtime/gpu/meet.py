@@ -6,8 +6,8 @@ Invariant: all ranks of a group do the same in the same order, whatever their de
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from .pinned import Pinned
 from .program import RoutedStep
 
 if TYPE_CHECKING:
-    from ..exchange import Routed
-    from ..host import Host
+    from ..mesh.exchange import Routed
+    from ..mesh.host import Host
 
 _BYTE, _INDEX = np.dtype(np.uint8), np.dtype(np.int64)
 
@@ -83,7 +83,7 @@ class Meetings:
     ) -> Iterator[tuple[Routed, int]]:
         """Yield what the host lends for each round in which rows have come, and how many; slots are
         on the device, those of rows that are none, too."""
-        from ..exchange import Routed, view
+        from ..mesh.exchange import Routed, view
 
         step = bound.step
         indices = self._fetched("indices", bound.indices, 8 * tokens * step.choices)
@@ -111,8 +111,8 @@ class ThroughHost(Meetings):
     """Everything passes through the host's memory, whatever the devices."""
 
     def collect(self, bound: BoundCollective, rows: int, width: int) -> None:
-        from ..host import Collective
-        from ..ranks import AXES
+        from ..mesh.host import Collective
+        from ..mesh.ranks import AXES
 
         step = bound.step
         nbytes = rows * width * step.itemsize
@@ -129,7 +129,7 @@ class ThroughHost(Meetings):
         self._device.upload(bound.result, result)
 
     def route(self, bound: BoundRouted, tokens: int, work: Callable[[int], None]) -> None:
-        from ..exchange import view
+        from ..mesh.exchange import view
 
         step, device = bound.step, self._device
         row, made_row = step.width * step.itemsize, step.width * step.made_itemsize
@@ -143,12 +143,3 @@ class ThroughHost(Meetings):
             device.download(made, bound.made)
             self.settle()
         device.upload(bound.result, result)
-
-
-def meetings(device: Device, host: Host, groups: Mapping[str, Any]) -> Meetings:
-    """Return how ranks meet: on devices by `groups`, backends by axis, if there are any."""
-    if not groups:
-        return ThroughHost(device, host)
-    from .meet_on_device import OnDevice
-
-    return OnDevice(device, host, groups)

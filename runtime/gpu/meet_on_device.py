@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import knobs
-from ..exchange import Block, Exchange, Routed
-from ..host import ONE_STEP
-from ..rounds import EXCHANGE, Sent
-from ..wire import is_plain
+from ..mesh.exchange import EXCHANGE, Block, Exchange, Routed
+from ..mesh.host import ONE_STEP
+from ..mesh.rounds import Sent
+from ..mesh.wire import is_plain
 from .array import DeviceArray
 from .bind import BoundCollective, BoundRouted
 from .device import Device
 from .dlpack import HOST
-from .meet import Meetings, padded_rows
+from .meet import Meetings, ThroughHost, padded_rows
 from .wire import decode, encode
 
 if TYPE_CHECKING:
-    from ..host import Host
+    from ..mesh.host import Host
 
 _MEETING = "a meeting of devices"
 _MOST_KEPT = 1 << 14  # tensors
@@ -55,6 +55,13 @@ def meeting_place(device: Device) -> tuple[str, str] | None:
     if torch.cuda.is_available() and index < torch.cuda.device_count():
         return "nccl", f"{knobs.NCCL_HOST.get()} {torch.cuda.get_device_properties(index).uuid}"
     return None
+
+
+def meetings(device: Device, host: Host, groups: Mapping[str, Any]) -> Meetings:
+    """Return how ranks meet: on devices by `groups`, backends by axis, if there are any."""
+    if not groups:
+        return ThroughHost(device, host)
+    return OnDevice(device, host, groups)
 
 
 class OnDevice(Meetings):

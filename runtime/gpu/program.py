@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import DiluError
-from ..artifact import Artifact
-from ..expression import Size
+from ..artifact.artifact import Artifact
+from ..artifact.expression import Size
 from .device import KernelCode
 
 #: Where an argument is: its kind (parameter, state, constant, result, slot) and number.

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DiluError
-from ..artifact import Artifact
-from ..replace import write_file
+from ..artifact.artifact import Artifact
+from ..artifact.replace import write_file
 from .device import DeviceInfo
 
 FORMAT = 1

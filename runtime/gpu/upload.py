@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import storage
-from ..artifact import Artifact
+from ..artifact.artifact import Artifact
+from ..artifact.storage import storage
+from ..artifact.weights import Weights
 from ..progress import Progress, silent
-from ..weights import Weights
 from .array import Memory
 from .device import Device, align
 

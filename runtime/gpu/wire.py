@@ -1,10 +1,10 @@
-"""`runtime/wire.py` on a device, by torch: the same bytes."""
+"""`runtime/mesh/wire.py` on a device, by torch: the same bytes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..wire import LARGEST, SCALE, is_plain
+from ..mesh.wire import LARGEST, SCALE, is_plain
 
 if TYPE_CHECKING:
     import torch

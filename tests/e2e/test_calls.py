@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import dilu
 from dilu.codegen import targets
 from dilu.errors import DiluError
-from dilu.runtime.artifact import Artifact
+from dilu.runtime.artifact.artifact import Artifact
 
 
 class Pair(NamedTuple):

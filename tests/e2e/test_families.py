@@ -16,8 +16,9 @@ import pytest
 import torch
 
 import dilu
-from dilu.runtime.sequences import PagePool, Sequence, Step, batch, pages_for
+from dilu.runtime.call.batch import pages_for
 from dilu.runtime.session import Session
+from dilu.runtime.text.sequences import PagePool, Sequence, Step, batch
 
 PROMPTS = ([5, 17, 3, 99, 42, 7, 250, 31, 8], [11, 4], [200, 100, 50, 25, 12, 6, 3, 90, 45, 22, 13])
 DECODE = 32

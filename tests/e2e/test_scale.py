@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dilu.runtime.artifact import Artifact
+from dilu.runtime.artifact.artifact import Artifact
 
 CONFIG = Path(__file__).parent.parent / "frontend" / "configs" / "deepseek_v3.json"
 GIGABYTE = 1 << 30

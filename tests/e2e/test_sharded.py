@@ -19,8 +19,8 @@ import ranks
 import dilu
 from dilu.compiler import rebalance
 from dilu.planner.expert_load import load_text
-from dilu.runtime.artifact import Artifact
-from dilu.runtime.shard import placements
+from dilu.runtime.artifact.artifact import Artifact
+from dilu.runtime.mesh.shard import placements
 
 pytestmark = pytest.mark.slow
 HIDDEN = 144

@@ -11,7 +11,7 @@ import pytest
 from captured import CapturedModel
 from safetensors.torch import load_file, save_file
 
-from dilu.frontend.language_model import capture_language_model
+from dilu.frontend.language.language_model import capture_language_model
 
 TOKENS = [5, 17, 3, 99, 42, 7, 250]
 VISION = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "head_dim": 8}

@@ -12,8 +12,8 @@ import pytest
 import torch
 from calls import as_the_module
 
-from dilu.frontend.importer import _STORAGE_KEYWORDS
 from dilu.frontend.operators import TABLE
+from dilu.frontend.program.importer import _STORAGE_KEYWORDS
 
 #: Where and how a tensor lies; its element type is that which torch says the result has.
 STORAGE = {*_STORAGE_KEYWORDS, "stride", "physical_layout"}

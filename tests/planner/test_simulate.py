@@ -18,7 +18,7 @@ from dilu.planner.search import candidates
 from dilu.planner.simulate import Demand, ShardedModel, expected_most, simulate
 from dilu.planner.work import Sizes, count_work
 from dilu.planning import plan, prepare
-from dilu.runtime.wire import FORMATS
+from dilu.runtime.mesh.wire import FORMATS
 
 DEVICE = Device("d", 1e9, 1e11, {"f32": 1e12}, kernel=1e-6)
 CLUSTER = Cluster("c", DEVICE, (Level("machine", 4, 1e9, 1e-5), Level("net", 4, 1e8, 1e-4)))

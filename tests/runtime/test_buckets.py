@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from dilu.runtime.buckets import pad_batch, padded_count, padded_sizes, padded_tokens
-from dilu.runtime.sequences import Sequence, Step, batch
+from dilu.runtime.text.sequences import Sequence, Step, batch
 
 
 def test_tokens():

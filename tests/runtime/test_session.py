@@ -10,7 +10,7 @@ import pytest
 import dilu
 from dilu.errors import DiluError
 from dilu.runtime import machine
-from dilu.runtime.artifact import Artifact
+from dilu.runtime.artifact.artifact import Artifact
 from dilu.runtime.session import Session
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from dilu.errors import DiluError
 from dilu.runtime import targets
-from dilu.runtime.targets import Choice, choose_target
+from dilu.runtime.choice import Choice
+from dilu.runtime.targets import choose_target
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ from dilu.ir.graph import Function, Graph, Value
 from dilu.ir.ops.elementwise import Add, Cast, Exp, Maximum, Mul, Pow, Sin
 from dilu.ir.rewrite import Builder
 from dilu.ir.types import TensorType, evaluate, symbol
-from dilu.runtime.artifact import Artifact
+from dilu.runtime.artifact.artifact import Artifact
 from dilu.runtime.gpu.bind import Addresses, arena_bytes, bind
 from dilu.runtime.gpu.choose import fit
 from dilu.runtime.gpu.device import Device

@@ -471,10 +471,10 @@ def test_the_weights_of_another_format(tmp_path, plain):
 
 def test_config_only_says_what_files_would_hold(plain):
     config, _ = plain
-    from dilu.frontend.bind import Binder
-    from dilu.frontend.configuration import read_configuration
+    from dilu.frontend.checkpoint.bind import Binder
     from dilu.frontend.formats import read_quantization
-    from dilu.frontend.model import build_model
+    from dilu.frontend.language.configuration import read_configuration
+    from dilu.frontend.language.model import build_model
 
     def storage(settings: dict, name: str):
         model, _ = build_model(read_configuration(config, "config.json"), torch.float32)

@@ -16,9 +16,9 @@ import dilu
 from dilu.errors import DiluError
 from dilu.runtime.gpu import dlpack
 from dilu.runtime.gpu.array import DeviceArray, copy_strided
-from dilu.runtime.gpu.device import open_device
 from dilu.runtime.gpu.dlpack import Imported, export
 from dilu.runtime.gpu.native import CudaDevice
+from dilu.runtime.gpu.open_device import open_device
 
 CUDA = (2, 0)
 

@@ -9,9 +9,9 @@ from fake_gpu import gpu_artifact
 
 import dilu
 from dilu.errors import DiluError
-from dilu.runtime.gpu import device as devices
-from dilu.runtime.gpu.device import backends, find_devices, open_device, parse_place
+from dilu.runtime.gpu import open_device as devices
 from dilu.runtime.gpu.native import CudaDevice
+from dilu.runtime.gpu.open_device import backends, find_devices, open_device, parse_place
 
 
 def opener(index: int) -> CudaDevice:

@@ -8,7 +8,8 @@ from fake_gpu import add_target, gpu_artifact, program
 
 import dilu
 from dilu.errors import DiluError
-from dilu.runtime.gpu.device import DeviceLost, KernelCode, find_devices, open_device
+from dilu.runtime.gpu.device import DeviceLost, KernelCode
+from dilu.runtime.gpu.open_device import find_devices, open_device
 
 X = np.arange(6, dtype=np.float32)
 

@@ -11,8 +11,8 @@ from fake_gpu import DOUBLE, P, Q, R, gpu_artifact, launch, plan, program, read_
 
 from dilu.runtime.gpu.array import DeviceArray
 from dilu.runtime.gpu.bind import Addresses, arena_bytes
-from dilu.runtime.gpu.device import open_device
 from dilu.runtime.gpu.executor import Executor
+from dilu.runtime.gpu.open_device import open_device
 from dilu.runtime.gpu.program import parse_program
 
 N, CAPACITY = 6, 20

@@ -19,8 +19,8 @@ from dilu.runtime.gpu.array import Memory
 from dilu.runtime.gpu.bind import BoundCollective
 from dilu.runtime.gpu.meet_on_device import OnDevice, meeting_place
 from dilu.runtime.gpu.program import CollectiveStep
-from dilu.runtime.host import ONE_STEP, _add
-from dilu.runtime.ranks import Ranks
+from dilu.runtime.mesh.host import ONE_STEP, _add
+from dilu.runtime.mesh.ranks import Ranks
 
 
 class Group:
@@ -186,7 +186,7 @@ def test_ranks_agree_on_where_they_meet(monkeypatch, places, kind, text):
 
 
 def test_a_process_that_gave_up_ends():
-    code = "from dilu.runtime import ranks; r = object.__new__(ranks.Ranks); r.give_up()"
+    code = "from dilu.runtime.mesh import ranks; r = object.__new__(ranks.Ranks); r.give_up()"
     code += "; print('said', end=''); ranks._leave()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, "said")

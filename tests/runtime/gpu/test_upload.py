@@ -6,9 +6,9 @@ from fake_gpu import gpu_artifact
 
 import dilu
 from dilu.errors import DiluError
-from dilu.runtime.gpu.device import open_device
+from dilu.runtime.artifact.weights import Weights
+from dilu.runtime.gpu.open_device import open_device
 from dilu.runtime.gpu.upload import has_nan, layout, upload
-from dilu.runtime.weights import Weights
 
 
 @pytest.fixture

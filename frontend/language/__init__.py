@@ -1,0 +1,1 @@
+"""Models of transformers, captured as functions of ragged batches of tokens."""

@@ -1,0 +1,1 @@
+"""Modules and exported programs: captured by torch.export and imported into the IR."""

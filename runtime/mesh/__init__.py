@@ -1,0 +1,1 @@
+"""What several processes do together: who they are, where they meet, what travels."""
