@@ -9,14 +9,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .version import __version__
+
 if TYPE_CHECKING:
     from .compiler import compile as compile
     from .errors import DiluError as DiluError
     from .planning import plan as plan
     from .runtime.artifact.artifact import Artifact as Artifact
     from .runtime.session import load as load
-
-__version__ = "0.1.0"
 
 _PUBLIC = {
     "Artifact": ".runtime.artifact.artifact",

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from . import __version__, knobs
+from . import knobs
 from .errors import DiluError
+from .version import __version__
 
 if TYPE_CHECKING:
     from .runtime.artifact.artifact import Artifact
@@ -129,25 +130,25 @@ def compile_command(
     import time
     import warnings
 
-    from .compiler import compile as compile_model
+    from .compiler import compile_model
+    from .options import Options
 
     if not knobs.DEBUG.get():  # what libraries say of each other is not for the user
         warnings.simplefilter("ignore")
     started = time.perf_counter()
+    options = Options(
+        targets=tuple(target or ("cpu",)),
+        dtype=dtype,
+        max_seq=max_seq,
+        config_only=config_only,
+        bundle=bundle,
+        mesh=mesh,
+        replicas=replicas,
+        expert_load=expert_load,
+        cluster=cluster,
+    )
     with _progress(verbose) as progress:
-        artifact = compile_model(
-            str(model),
-            target=target or "cpu",
-            dtype=dtype,
-            config_only=config_only,
-            bundle=bundle,
-            max_seq=max_seq,
-            mesh=mesh,
-            replicas=replicas,
-            expert_load=expert_load,
-            cluster=cluster,
-            progress=progress,
-        )
+        artifact = compile_model(model, options, progress=progress)
         place = artifact.save(output or Path(f"{artifact.name}.dilu"), progress=progress)
     _say_notes(artifact)
     kernels = {name: len(table["kernels"]) for name, table in artifact.targets.items()}
@@ -356,7 +357,7 @@ def rebalance(
     ],
 ) -> None:
     """Place experts anew by the load that was measured; no weights are written."""
-    from .compiler import rebalance as place_anew
+    from .planner.rebalance import rebalance as place_anew
 
     found = place_anew(artifact, expert_load)
     print(

@@ -18,44 +18,21 @@ import numpy as np
 
 from .codegen.kernel_ir import CallPlan, RoutedPlan
 from .codegen.kernel_ir import Plan as KernelPlan
-from .compiler import DTYPES
 from .errors import DiluError, UnsupportedError
 from .ir.mesh import Mesh, parse_mesh
 from .ir.types import evaluate
 from .ir.weights import Placed
+from .options import check_dtype, check_replicas
 from .planner.cluster import Cluster, read_cluster
 from .planner.expert_load import read_load
 from .planner.place_experts import place_experts
+from .planner.plan import Plan
 from .planner.search import Skew, estimates, scaling
 from .planner.simulate import Demand, Estimate, ShardedModel
 from .runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
     from .ir.graph import Graph
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What was found: meshes, those that fit first, the fastest before others.
-
-    `scaling` has the best mesh of growing parts of the cluster, None where none fits; `batches`
-    the first mesh's estimates at growing batches.
-    """
-
-    name: str
-    parameters: int
-    dtype: str
-    cluster: Cluster
-    demand: Demand
-    estimates: tuple[Estimate, ...]
-    scaling: tuple[tuple[int, Estimate | None], ...] = ()
-    batches: tuple[Estimate, ...] = ()
-
-    @property
-    def best(self) -> Estimate | None:
-        """The fastest mesh that fits."""
-        first = self.estimates[0] if self.estimates else None
-        return first if first is not None and first.fits else None
 
 
 def plan(
@@ -80,10 +57,8 @@ def plan(
     wanted = parse_mesh(mesh) if mesh is not None else None
     load = read_load(expert_load) if expert_load is not None else None
     demand = demand or Demand()
-    if replicas < 0:
-        raise DiluError(f"replicas is {replicas}", hint="replicas is 0 or more")
-    if dtype not in (None, *DTYPES):
-        raise DiluError(f"unknown dtype {dtype!r}", hint=f"dtype is one of {', '.join(DTYPES)}")
+    check_replicas(replicas)
+    check_dtype(dtype)
     dtype = dtype or ("bf16" if "bf16" in place.device.compute else "f32")
     place.device.rate(dtype)
     report("load the compiler")

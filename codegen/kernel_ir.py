@@ -19,6 +19,7 @@ from typing import Literal as OneOf
 from ..errors import Loc
 from ..ir.dtypes import BF16, F16, F32, I64, DType
 from ..ir.types import Dim, Shape
+from ..ir.weight_format import WeightFormat
 
 # ------------------------------------------------------------------------------ buffers
 
@@ -176,15 +177,14 @@ class LoopNest:
 class Weight:
     """A stored matrix of `format`, its scales, and which of its rows are used.
 
-    A scale belongs to `block` rows and columns, counted from the first row of `codes`. Product b
-    of a batch uses the rows from `row + b·batch_rows` on. `columns` is the length of a row.
+    Blocks of the format are counted from the first row of `codes`. Product b of a batch uses the
+    rows from `row + b·batch_rows` on. `columns` is the length of a row.
     """
 
     codes: Buffer
-    format: DType
+    format: WeightFormat
     columns: Dim
     scales: Buffer | None = None
-    block: tuple[int, int] = (0, 0)
     row: Dim = 0
     batch_rows: Dim = 0
 

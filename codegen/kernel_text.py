@@ -98,9 +98,9 @@ def _named(step: Attention | TopK) -> str:
 
 
 def _weight(w: Weight) -> str:
-    scales = f" × {w.scales.name}: {w.scales.dtype} per {list(w.block)}" if w.scales else ""
+    scales = f" × {w.scales.name}: {w.format.scale} per {list(w.format.block)}" if w.scales else ""
     rows = f" from row {_dim(w.row)} + b·{_dim(w.batch_rows)}" if w.row or w.batch_rows else ""
-    return f"({w.codes.name}: {w.format}{scales}{rows})"
+    return f"({w.codes.name}: {w.format.element}{scales}{rows})"
 
 
 def _around(prologue: LoopNest | None, epilogue: Epilogue) -> Iterator[str]:

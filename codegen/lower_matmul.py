@@ -10,6 +10,7 @@ from ..ir.graph import Node, Value
 from ..ir.ops.index import Transpose
 from ..ir.rewrite import Builder
 from ..ir.types import Dim, Shape, dim, numel
+from ..ir.weight_format import WeightFormat
 from .block import BlockBuilder
 from .index import split_index
 from .kernel_ir import Buffer, Matmul, Weight
@@ -87,4 +88,4 @@ def _copied(region: Region, node: Node, batch: Shape) -> Weight:
     body, b = widened(body, b, (*batch, n, k) if batch else b.type.shape, F32)
     buffer: Buffer = region.scratch_buffer("b", F32, b.type.shape)
     region.steps += region.loops([Output(b, buffer)], body)
-    return Weight(buffer, F32, k, batch_rows=n if batch else 0)
+    return Weight(buffer, WeightFormat(F32), k, batch_rows=n if batch else 0)

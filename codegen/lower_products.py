@@ -14,6 +14,7 @@ from ..ir.ops.index import BroadcastTo
 from ..ir.rewrite import Builder
 from ..ir.text import print_node
 from ..ir.types import Dim, Shape, dim
+from ..ir.weight_format import WeightFormat
 from .block import BlockBuilder
 from .index import Range, index, reshape_index, variable
 from .kernel_ir import Buffer, Epilogue, Expr, LoopNest, Name, Step, Weight
@@ -116,10 +117,8 @@ class _Stored:
     """A stored matrix as a body names it."""
 
     codes: Value
-    format: DType
     scales: Value | None
-    scale_format: DType | None
-    block: tuple[int, int]
+    format: WeightFormat
 
 
 def stored(region: Region, value: Value) -> _Stored | None:
@@ -135,7 +134,7 @@ def stored(region: Region, value: Value) -> _Stored | None:
     codes = _plain(region, value)
     if codes is None:
         return None
-    return _Stored(codes[0], codes[1], scales, scale_format, block)
+    return _Stored(codes[0], scales, WeightFormat(codes[1], scale_format, block))
 
 
 def _plain(region: Region, value: Value) -> tuple[Value, DType] | None:
@@ -185,7 +184,9 @@ def matrix(region: Region, value: Value) -> tuple[Weight, bool] | None:
     shape = found.codes.type.shape
     batch_rows: Dim = heads[0] if heads else 0
     if len(shape) > 2:
-        if heads is not None or (found.scales is not None and shape[-2] % max(found.block[0], 1)):
+        if heads is not None or (
+            found.scales is not None and shape[-2] % max(found.format.block[0], 1)
+        ):
             return None
         batch_rows = shape[-2]
     weight = weight_of(region, found, row=row, batch_rows=batch_rows)
@@ -201,10 +202,10 @@ def weight_of(
     if any(b is not None and b.pieces > pieces for b in (codes, scales)):
         return None
     if scales is not None:
-        assert found.scale_format is not None
-        scales = replace(scales, dtype=found.scale_format)
+        assert found.format.scale is not None
+        scales = replace(scales, dtype=found.format.scale)
     columns = found.codes.type.shape[-1]
-    return Weight(codes, found.format, columns, scales, found.block, row, batch_rows)
+    return Weight(codes, found.format, columns, scales, row, batch_rows)
 
 
 # ------------------------------------------------------------------------- activations

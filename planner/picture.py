@@ -10,7 +10,7 @@ from ..errors import DiluError, Loc
 from .simulate import PARTS
 
 if TYPE_CHECKING:
-    from ..planning import Plan
+    from .plan import Plan
 
 _FORMATS = (".svg", ".png", ".pdf")
 # Told apart by those who see few colours too (Okabe and Ito's palette).

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .simulate import PARTS, Estimate, Timing
 
 if TYPE_CHECKING:
-    from ..planning import Plan
+    from .plan import Plan
 
 _SHOWN = 8  # meshes in the table
 

@@ -24,7 +24,6 @@ from ..codegen.kernel_ir import (
     Plan,
     Program,
     RoutedPlan,
-    Weight,
 )
 from ..ir.types import Dim, symbol
 from ..runtime.mesh.wire import FORMATS, row_bytes
@@ -123,7 +122,7 @@ def _kernel(kernel: Kernel, sizes: Sizes, symbols: Mapping[str, float]) -> Work:
         if isinstance(step, Matmul):
             M, N, K, batch = (number(d, symbols) for d in (step.M, step.N, step.K, step.batch))
             each = N * K * batch
-            nbytes = sum(each * _weight_bytes(w) for w in step.weights)
+            nbytes = sum(each * w.format.bytes_per_number for w in step.weights)
             work = replace(
                 work, part="products", weights=work.weights + each * len(step.weights),
                 weight_bytes=work.weight_bytes + nbytes, rows=M,
@@ -141,7 +140,10 @@ def _experts(step: Experts, sizes: Sizes, symbols: Mapping[str, float]) -> dict[
     E = sizes.slots or number(step.E, symbols)
     assignments = number(step.T, symbols) * number(step.k, symbols)
     busy = E * (1 - (1 - 1 / E) ** assignments) if E > 1 else min(1.0, assignments)
-    each = (2 * H * I * _weight_bytes(step.gate_up), H * I * _weight_bytes(step.down))
+    each = (
+        2 * H * I * step.gate_up.format.bytes_per_number,
+        H * I * step.down.format.bytes_per_number,
+    )
     return {
         "weights": busy * 3 * H * I,
         "weight_bytes": busy * sum(each),
@@ -158,13 +160,6 @@ def _attention(step: Attention, sizes: Sizes) -> dict[str, float]:
         "flops": 2 * sizes.tokens * heads * context * (width + step.value_dim),
         "nbytes": sizes.sequences * context * entry,
     }
-
-
-def _weight_bytes(weight: Weight) -> float:
-    """Return the bytes of one number of a stored matrix, its share of a scale included."""
-    rows, columns = weight.block
-    scale = weight.scales.dtype.itemsize / (rows * columns) if weight.scales is not None else 0.0
-    return weight.format.bits / 8 + scale
 
 
 def _activations(kernel: Kernel, symbols: Mapping[str, float]) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import DiluError
 from .artifact.artifact import Artifact
 from .artifact.bundle import piece_bytes
 from .artifact.expression import evaluate, symbols
+from .artifact.manifest import CpuTargetEntry, TargetEntry, ValueEntry
 from .artifact.weights import megabytes
 from .call.batch import PREFILL_TOKENS
 from .call.function import describe
@@ -59,8 +60,8 @@ def kernel_text(artifact: Artifact, name: str, target: str | None = None) -> str
     for entry in [artifact.targets[target]] if target else artifact.targets.values():
         kernels = {k["name"]: k for k in entry["kernels"]}
         matches = [kernels[name]] if name in kernels else _starting(kernels, name)
-        if len(matches) == 1 and matches[0]["lines"]:
-            first, last = matches[0]["lines"]
+        if len(matches) == 1 and (between := matches[0]["lines"]):
+            first, last = between
             lines = artifact.read(entry["source"]).decode().splitlines()
             return "\n".join(lines[first - 1 : last]) + "\n"
     known = [k["name"] for entry in artifact.targets.values() for k in entry["kernels"]]
@@ -113,7 +114,7 @@ def _functions(artifact: Artifact) -> str:
     return "\n".join(lines)
 
 
-def _values(entries: Iterable[dict[str, Any]]) -> str:
+def _values(entries: Iterable[ValueEntry]) -> str:
     return ", ".join(f"{e['name']}: {describe(e)}" for e in entries)
 
 
@@ -127,9 +128,9 @@ def _targets(artifact: Artifact) -> str:
     return table("targets", rows)
 
 
-def _whether_here(target: dict[str, Any]) -> str:
+def _whether_here(target: TargetEntry) -> str:
     if not is_gpu(target):
-        reason = obstacle(target)
+        reason = obstacle(cast(CpuTargetEntry, target))
         return "runs here" if reason is None else f"does not run here: {reason}"
     from .gpu.choose import fit  # only here: most artifacts have no such target
     from .gpu.open_device import find_devices

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import DiluError
 from . import machine
 from .artifact.artifact import Artifact
+from .artifact.manifest import LanguageModelEntry
 from .artifact.weights import require_bound, require_memory
 from .call.batch import PREFILL_TOKENS, pages_for
 from .call.function import Function
@@ -248,7 +249,7 @@ class Session:
             self.close()
 
 
-def nominal_sizes(language_model: dict[str, Any] | None) -> dict[str, int]:
+def nominal_sizes(language_model: LanguageModelEntry | None) -> dict[str, int]:
     """Return the sizes that a language model must at least have memory for: a prefill chunk and a
     cache for `NOMINAL_TOKENS`."""
     if language_model is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard
 
 from ..errors import DiluError
 from .artifact.artifact import Artifact
+from .artifact.manifest import CpuTargetEntry, GpuTargetEntry, TargetEntry
 from .choice import Choice, how_to_add
 from .cpu.features import architecture, features
 
@@ -47,12 +48,12 @@ def choose_target(
     return _choose_cpu(artifact, asked, wanted, {})
 
 
-def is_gpu(target: dict[str, Any]) -> bool:
+def is_gpu(target: TargetEntry) -> TypeGuard[GpuTargetEntry]:
     """Return whether a target's kernels run on a device of their own."""
     return "program" in target
 
 
-def obstacle(target: dict[str, Any]) -> str | None:
+def obstacle(target: CpuTargetEntry) -> str | None:
     """Return what keeps this machine's CPU from running a target, or None."""
     if not target.get("library"):
         return "has no machine code"
@@ -68,7 +69,7 @@ def _choose_cpu(
 ) -> Choice:
     """Choose among targets of the CPU. `others`: what stands in the way of those that are not."""
     table = artifact.targets
-    obstacles = others | {name: obstacle(table[name]) for name in asked}
+    obstacles = others | {name: obstacle(artifact.cpu_target(name)) for name in asked}
     fitting = [name for name in asked if obstacles[name] is None]
     if not fitting:
         why = "; ".join(f"{name} {reason}" for name, reason in obstacles.items())

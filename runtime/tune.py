@@ -108,7 +108,7 @@ def _calls(session: Session) -> Iterator[_Measured]:
     assert isinstance(engine, GpuEngine)
     model = session.artifact.manifest["language_model"]
     for index, function in enumerate(session.functions.values()):
-        if function.is_batch:
+        if function.is_batch and model is not None:
             yield from _batches(engine, index, function, model)
             continue
         for rows in _ROWS:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from dilu.compiler import _function
 from dilu.frontend.program.capture import capture_call
 from dilu.ir.dtypes import decode, to_storage
 from dilu.ir.interpret import constant_values, interpret
 from dilu.ir.types import symbols
+from dilu.packing import _function
 from dilu.runtime.call.arrays import from_numpy, to_numpy
 from dilu.runtime.call.function import Function
 

@@ -121,7 +121,6 @@ def value_of(binder: Binder, name: str, folder: Path) -> np.ndarray:
     storage = binder.storage(name)
     values = load_weight(binder.weight([name], scales=False, stacked=False), folder)
     if storage.scales is not None:
-        assert storage.block is not None
         scales = load_weight(binder.weight([name], scales=True, stacked=False), folder)
-        values = Dequantize(storage.block, F32).reference(values, scales.astype(np.float32))
+        values = Dequantize(storage.format.block, F32).reference(values, scales.astype(np.float32))
     return np.asarray(values, np.float32).reshape(binder.shapes[name])

@@ -16,6 +16,7 @@ import pytest
 import dilu
 from dilu import cli
 from dilu.errors import DiluError
+from dilu.options import Options
 from dilu.runtime.artifact.artifact import Artifact
 
 
@@ -78,13 +79,13 @@ def compiled(toy, monkeypatch):
     """Make the compiler return the toy; what it was asked is in the list."""
     calls = []
 
-    def compile_model(model, **options):
+    def compile_model(model, options, *, progress):
         calls.append((model, options))
-        options["progress"]("capture")
-        options["progress"]("compiling")
+        progress("capture")
+        progress("compiling")
         return toy
 
-    monkeypatch.setattr("dilu.compiler.compile", compile_model)
+    monkeypatch.setattr("dilu.compiler.compile_model", compile_model)
     monkeypatch.chdir(Path(toy.manifest["files"][0]["path"]).parent.parent)
     return calls
 
@@ -94,19 +95,8 @@ def test_compile(run, compiled, tmp_path):
     assert (done.code, done.err) == (0, "")
     assert re.fullmatch(r"toy\.dilu: 1 kernels for cpu:baseline, in [\d.]+ s\n", done.out)
     ((model, options),) = compiled
-    assert model == "checkpoint"
-    assert options.pop("progress")
-    assert options == {
-        "target": "cpu",
-        "dtype": None,
-        "config_only": False,
-        "bundle": False,
-        "max_seq": None,
-        "mesh": None,
-        "replicas": 0,
-        "expert_load": None,
-        "cluster": None,
-    }
+    assert model == Path("checkpoint")
+    assert options == Options()
     assert Artifact.open(tmp_path / "toy.dilu").name == "toy"
 
 
@@ -117,18 +107,17 @@ def test_compile_options(run, compiled, tmp_path):
                "--replicas", "4", "--expert-load", "load.json", "--cluster", "c.yaml")  # fmt: skip
     assert done.code == 0
     ((_, options),) = compiled
-    del options["progress"]
-    assert options == {
-        "target": ["cpu", "null"],
-        "dtype": "bf16",
-        "config_only": True,
-        "bundle": True,
-        "max_seq": 99,
-        "mesh": "ep=4",
-        "replicas": 4,
-        "expert_load": Path("load.json"),
-        "cluster": Path("c.yaml"),
-    }
+    assert options == Options(
+        targets=("cpu", "null"),
+        dtype="bf16",
+        config_only=True,
+        bundle=True,
+        max_seq=99,
+        mesh="ep=4",
+        replicas=4,
+        expert_load=Path("load.json"),
+        cluster=Path("c.yaml"),
+    )
     assert re.findall(r"^ +[\d.]+ s  (\w+)", done.err, re.MULTILINE) == ["capture", "compiling"]
     assert out.is_dir()
 
@@ -463,7 +452,7 @@ def test_a_killed_save_leaves_nothing_under_the_name(toy, tmp_path):
     from dilu.runtime.artifact import artifact
     manifest = json.loads(Path(sys.argv[1]).read_text())
     made = artifact.Artifact(manifest, {{"a.txt": b"a", "b.txt": b"b"}})
-    compiler.compile = lambda *_, **__: made
+    compiler.compile_model = lambda *_, **__: made
     write = artifact._write
     def slow(path, content):
         write(path, content)

@@ -51,7 +51,7 @@ def _product(step: Matmul, frame: Frame) -> str:
     """
     weight, count = step.weights[0], len(step.weights)
     kind = "matmul" if step.transpose_b else "matmul_kn"
-    name = f"{kind}_{count}_{weight_name(weight)}"
+    name = f"{kind}_{count}_{weight.format.name}"
     constants = weight_type(weight) + (f", {count}" if step.transpose_b else "")
     return frame.instance(
         name,
@@ -68,21 +68,16 @@ def _pair(items: list[str]) -> str:
 def _scale_stride(weight: Weight) -> Dim:
     if weight.scales is None:
         return 0
-    return ceil_div(weight.columns, weight.block[1]) if weight.block[1] else 1
+    columns = weight.format.block[1]
+    return ceil_div(weight.columns, columns) if columns else 1
 
 
 def weight_type(weight: Weight) -> str:
     """Return the compile-time description of a weight."""
-    scale = FORMATS[weight.scales.dtype.name] if weight.scales is not None else "DILU_NONE"
-    rows, columns = weight.block
-    return f"(dilu_weight_type){{{FORMATS[weight.format.name]}, {scale}, {rows}, {columns}}}"
-
-
-def weight_name(weight: Weight) -> str:
-    """Return a name for what `weight_type` describes."""
-    scale = weight.scales.dtype.name if weight.scales is not None else "none"
-    rows, columns = weight.block
-    return f"{weight.format.name}_{scale}_{rows}_{columns}"
+    form = weight.format
+    scale = FORMATS[form.scale.name] if form.scale is not None else "DILU_NONE"
+    rows, columns = form.block
+    return f"(dilu_weight_type){{{FORMATS[form.element.name]}, {scale}, {rows}, {columns}}}"
 
 
 def emit_struct(w: Writer, kind: str, name: str, fields: dict[str, str]) -> None:
@@ -116,7 +111,7 @@ def emit_activations(
     place = frame.space(f"{emit_index(rows, 2)} * {stride} * 4")
     w.line(f"float* const {name} = (float*){place};")
     if prologue is None:
-        form = FORMATS[weight.format.name]
+        form = FORMATS[weight.format.element.name]
         w.line(
             f"dilu_pack_rows({form}, {a.name}, {emit_index(K)}, {emit_index(rows)},"
             f" {emit_index(K)}, {name}, {stride}, pool, thread);"
@@ -148,7 +143,7 @@ def _emit_packed_prologue(
         return element(buffer, indices)
 
     frame.row_buffers(w, prologue)
-    form = FORMATS[weight.format.name]
+    form = FORMATS[weight.format.element.name]
     tail = f"dilu_pack_row({form}, {a.name}, {emit_index(K)}, {packed} + row * {stride});"
     emit_nest(w, prologue, Expressions(access), (tail,))
 
@@ -227,7 +222,7 @@ def emit_experts(w: Writer, step: Experts, frame: Frame) -> None:
 
 def _grouped_product(step: Experts, frame: Frame) -> str:
     """Return the name of the grouped product for these formats and this activation."""
-    types = f"{weight_name(step.gate_up)}_{weight_name(step.down)}"
+    types = f"{step.gate_up.format.name}_{step.down.format.name}"
     name = f"experts_{step.activation}_{types}"
     constants = f"{weight_type(step.gate_up)}, {weight_type(step.down)}"
     return frame.instance(

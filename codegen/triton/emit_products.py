@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import sympy
 
-from ...ir.dtypes import BF16, F16, F32, DType
+from ...ir.dtypes import BF16, F8E4M3, F16, F32, DType
 from ...ir.types import Dim, dim, print_dim
 from ..kernel_ir import Buffer, Epilogue, Matmul, Weight
 from ..target import Gpu
@@ -72,8 +72,8 @@ def _static(size: Dim) -> int:
 
 def stored(weight: Weight, transposed: bool, K: Dim, gpu: Gpu) -> Stored:
     """Return how the scales of a weight meet a product that is made in steps along K."""
-    parts = weight_parts(weight.format, gpu)
-    rows, columns = weight.block
+    parts = weight_parts(weight.format.element, gpu)
+    rows, columns = weight.format.block
     stride: Dim = 0
     if weight.scales is not None:
         blocks = sympy.ceiling(sympy.sympify(weight.columns) / columns) if columns else 1
@@ -118,13 +118,14 @@ def product_call(
     """Return the call of `product_tile`; `matrices` are addresses of weights and scales."""
     reading = stored(weight, transposed, K, gpu)
     two = len(matrices) > 2
-    scale = weight.scales.dtype.name if weight.scales is not None else "none"
+    form = weight.format
     constants = {
         "N": emit_index(N, {}), "K": emit_index(K, {}), "STRIDE": emit_index(weight.columns, {}),
         "SCALE_STRIDE": emit_index(reading.scale_stride, {}), "N_WHOLE": _divides("BN", N),
         "K_WHOLE": _divides("BK", K), "TRANSPOSED": transposed,
-        "FORMAT": f'"{weight.format.name}"', "SCALE": f'"{scale}"', "MODE": f'"{reading.mode}"',
-        "BLOCK_ROWS": weight.block[0], "BLOCK_COLUMNS": weight.block[1],
+        "FORMAT": f'"{form.element.name}"',
+        "SCALE": f'"{form.scale.name if form.scale else "none"}"', "MODE": f'"{reading.mode}"',
+        "BLOCK_ROWS": form.block[0], "BLOCK_COLUMNS": form.block[1],
         "ONE_SCALE": f"{reading.one_scale} % BN == 0", "TWO": two,
         "X": activation_parts(a.dtype, gpu), "W": reading.parts, "DOT": TYPES[gpu.dot.name],
         "DECODE": _decoding(gpu), "PRECISION": '"ieee"', "NAN": "NAN", "BM": "BM", "BN": "BN",
@@ -153,7 +154,7 @@ def with_nan(
     """Return the variants with more constants, and the first again for weights with NaN codes."""
     more = tuple(constants.items())
     found = [replace(v, constants=(*v.constants, *more, ("NAN", 0))) for v in variants]
-    if weight.format.name == "f8e4m3":
+    if weight.format.element == F8E4M3:
         first = variants[0]
         found.append(replace(first, constants=(*first.constants, *more, ("NAN", 1)), nan=True))
     return tuple(found)

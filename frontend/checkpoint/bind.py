@@ -15,11 +15,10 @@ import torch
 from ...errors import DiluError, UnsupportedError
 from ...ir.dtypes import BF16, F8E8M0, F32, DType
 from ...ir.types import TensorType
+from ...ir.weight_format import Storage, WeightFormat, plain
 from ...ir.weights import Piece, Weight
 from ..formats import Scheme, Unread
 from ..formats.form import MX_BLOCK
-from ..formats.scales import scale_shape
-from ..program.importer import Storage
 from .checkpoint import Checkpoint
 from .codes import Codes, Said, Scales
 from .headers import TensorHeader
@@ -99,13 +98,12 @@ class Binder:
             self._check_shape(name, header, shape)
         t = TensorType(dtype, (*grid, *shape))
         if not dtype.is_code:
-            return Storage(t)
+            return plain(t)
         scales = self._scales(name)
         if len({s.shared for s in scales}) > 1:
             raise UnsupportedError(f"the tensors of {name!r} have scales of different blocks")
         scale_dtype = _common(name, {s.dtype for s in scales})
-        block = scales[0].shared.block
-        return Storage(t, TensorType(scale_dtype, (*grid, *scale_shape(shape, block))), block)
+        return Storage(t, WeightFormat(dtype, scale_dtype, scales[0].shared.block))
 
     def weight(self, names: Sequence[str], *, scales: bool, stacked: bool) -> Weight:
         """Return the binding of a parameter, or of its scales; of several layers when `stacked`."""
@@ -160,14 +158,14 @@ class Binder:
             t = t.with_dtype(F32)
         form = self._said.expected(name) if self._is_projection(name) else None
         if form is None:
-            return Storage(t)
+            return plain(t)
         if isinstance(form, Unread):
             raise UnsupportedError(f"{form.said} is a form of weights that is not read")
         rows, columns = form.blocks[0]
         block = (rows or shape[-2], columns or shape[-1])
-        dtype = F8E8M0 if form.exponents and form.blocks[0] == MX_BLOCK else F32
-        scales = TensorType(dtype, (*grid, *scale_shape(shape, block)))
-        return Storage(t.with_dtype(form.codes[0]), scales, block)
+        scale = F8E8M0 if form.exponents and form.blocks[0] == MX_BLOCK else F32
+        element = form.codes[0]
+        return Storage(t.with_dtype(element), WeightFormat(element, scale, block))
 
     def _is_projection(self, name: str) -> bool:
         """Whether checkpoints store a parameter as codes: projections and experts, not the head."""

@@ -12,9 +12,10 @@ from typing import Any
 
 from ...errors import DiluError, Loc, UnsupportedError
 from ...ir.dtypes import F8E8M0, U8, DType
+from ...ir.weight_format import scale_shape
 from ..formats import Form, Module, Scheme, Unread, unsaid
 from ..formats.form import SUFFIXES, Ambiguous
-from ..formats.scales import Shared, described, scale_names, scale_shape, shared
+from ..formats.scales import Shared, described, scale_names, shared
 from .checkpoint import CONFIG, Checkpoint
 from .headers import TensorHeader
 

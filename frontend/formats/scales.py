@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ...ir.types import Dim
+from ...ir.weight_format import scale_shape
 from .form import Block, Form
 
 
@@ -27,12 +29,6 @@ def scale_names(tensor: str, suffixes: Sequence[str]) -> Iterator[str]:
     for suffix in suffixes:
         yield f"{tensor}_{suffix}"
         yield f"{tensor}.{suffix}"
-
-
-def scale_shape(shape: Sequence[int], block: tuple[int, int]) -> tuple[int, ...]:
-    """Return how many scales a weight has, along each axis."""
-    *lead, n, k = shape
-    return (*lead, -(-n // block[0]), -(-k // block[1]))
 
 
 def shared(
@@ -68,7 +64,7 @@ def described(block: Block) -> str:
     return f"one per {rows or 'all'}x{columns} block"
 
 
-def _fits(scales: Sequence[int], want: Sequence[int]) -> bool:
+def _fits(scales: Sequence[int], want: Sequence[Dim]) -> bool:
     """Return whether a tensor of shape `scales` has `want`, in the same order.
 
     Files leave out ends of 1 (`[N]` for `[N,1]`), or put a 1 behind each axis (`[n,1,k,1]`).

@@ -26,12 +26,13 @@ from ...ir.dtypes import BF16, DTYPES, I64, DType
 from ...ir.graph import Graph, Value
 from ...ir.ops.control import Call
 from ...ir.types import TensorType, shape_of, symbol
+from ...ir.weight_format import Storage, plain
 from ...ir.weights import Weight
 from ..checkpoint.bind import Binder
 from ..checkpoint.checkpoint import CONFIG, read_checkpoint, read_config, read_quantization
 from ..operators.language import PAGING
 from ..program.capture import weight_of
-from ..program.importer import Imported, Importer, Source, Storage
+from ..program.importer import Imported, Importer, Source
 from . import transformer
 from .buffers import check_rotary, real_buffers
 from .configuration import Configuration, decode_floats, read_configuration, text_settings
@@ -198,7 +199,7 @@ class _Capture:
 
     def storage(self, name: str, t: TensorType) -> Storage:
         """Return how a parameter is stored; a buffer that no checkpoint holds is as it is."""
-        return Storage(t) if name in self.buffers else self.binder.storage(name)
+        return plain(t) if name in self.buffers else self.binder.storage(name)
 
     def weight(self, names: list[str], source: Source, *, stacked: bool) -> Weight:
         """Return the binding of a parameter or buffer, of several layers if it is stacked."""

@@ -33,7 +33,7 @@ from .signature import input_slots, input_trees, read_results, result_tree
 
 
 @dataclass(frozen=True)
-class Captured:
+class CapturedCall:
     """A captured module: a graph with one function `main`, and how that is called, as the
     manifest says it (`runtime/call/signature.py`)."""
 
@@ -56,7 +56,7 @@ def capture_call(
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
-) -> Captured:
+) -> CapturedCall:
     """Capture a module, a function of tensors, or an exported program.
 
     Sizes are those of the examples unless `dynamic_shapes` (as of `torch.export.export`) makes
@@ -96,7 +96,7 @@ def _imported(
     branches: Branches,
     given: Examples | None,
     sizes: Mapping[tuple[int, int], Any],
-) -> Captured:
+) -> CapturedCall:
     importer = Importer(program)
     importer.name_sizes(_names(sizes))
     importer.take_inputs()
@@ -114,7 +114,7 @@ def _imported(
         "writes": results.writes,
         "conditions": conditions(known, branches, importer.not_one, importer.symbols),
     }
-    return Captured(Graph("captured", (imported.function,), weights), signature)
+    return CapturedCall(Graph("captured", (imported.function,), weights), signature)
 
 
 def _names(sizes: Mapping[tuple[int, int], Any]) -> list[list[str | None]]:

@@ -25,6 +25,7 @@ from ...ir.ops.index import BroadcastTo, Reshape
 from ...ir.ops.quantize import Dequantize
 from ...ir.rewrite import Builder
 from ...ir.types import Dim, TensorType, symbol
+from ...ir.weight_format import Storage, plain
 from ..operators import TABLE, Context, Symbols, dtype_of
 from .nodes import (
     live,
@@ -44,19 +45,6 @@ _WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
 @dataclass(frozen=True)
-class Storage:
-    """How the values of a parameter are stored: plain, or as codes with scales per block.
-
-    `type` is that of the constant; its shape may split the parameter's (a grid of experts and
-    projections), never reorder it.
-    """
-
-    type: TensorType
-    scales: TensorType | None = None
-    block: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
 class Source:
     """What a constant of an imported function is: a parameter's values or codes, or its scales."""
 
@@ -72,11 +60,6 @@ class Imported:
     sources: dict[str, Source]
 
 
-def plain(_: str, t: TensorType) -> Storage:
-    """Store every parameter as it is."""
-    return Storage(t)
-
-
 @dataclass
 class Importer:
     """Imports one exported program. Set up the inputs, then `run`, then `finish`.
@@ -87,7 +70,7 @@ class Importer:
     """
 
     program: torch.export.ExportedProgram
-    storage: Callable[[str, TensorType], Storage] = plain
+    storage: Callable[[str, TensorType], Storage] = lambda _, t: plain(t)
     layers: Callable[[int, tuple[Value, ...]], Value] | None = None
     trust_indices: bool = False
     names: Callable[[str], str] = str
@@ -341,10 +324,9 @@ class Importer:
         storage = self.storage(stored.name, t)
         value = self.constant(stored.name, storage.type, Source(stored.name))
         if storage.scales is not None:
-            assert storage.block is not None
             name = f"{stored.name}.scales"
             scales = self.constant(name, storage.scales, Source(stored.name, scales=True))
-            value = self.builder.emit(Dequantize(storage.block, F32), value, scales)
+            value = self.builder.emit(Dequantize(storage.format.block, F32), value, scales)
         elif value.type.dtype != t.dtype:
             value = self.builder.emit(Cast(t.dtype), value)
         if value.type.shape != t.shape:

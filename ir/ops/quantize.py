@@ -10,6 +10,7 @@ import numpy as np
 from ..dtypes import U8, DType, decode_table, encode
 from ..op import Op, expect, register
 from ..types import TensorType
+from ..weight_format import scale_shape
 
 
 @register("dequantize")
@@ -25,8 +26,7 @@ class Dequantize(Op):
 
     def infer(self, codes: TensorType, scales: TensorType) -> tuple[TensorType, ...]:
         expect(codes.dtype.is_float and scales.dtype.is_float, "dequantize takes floats")
-        (n, k), (rows, columns) = codes.shape[-2:], self.block
-        want = (*codes.shape[:-2], -(-n // rows), -(-k // columns))
+        want = scale_shape(codes.shape, self.block)
         ok = scales.shape == want
         expect(ok, f"scales {scales} do not fit {codes} in blocks {self.block}: want {want}")
         return (codes.with_dtype(self.dtype),)

@@ -1,6 +1,6 @@
 """The artifact: a directory with a manifest, kernels, IR text and references to weights.
 
-    manifest.json       what is in it: functions, targets, weight table, hashes (see `FORMAT`)
+    manifest.json       what is in it: functions, targets, weight table, hashes (`manifest.py`)
     kernels/<target>/   module.c and module.so
     graph/<stage>.txt   the IR of the stages that are kept
     tokenizer.json …    the checkpoint's own small files
@@ -19,14 +19,14 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ...errors import DiluError, Loc
 from ..progress import Progress, silent
 from .fingerprint import fingerprint, sha256_of
+from .manifest import FORMAT, CpuTargetEntry, FileEntry, GpuTargetEntry, Manifest, changed
 from .replace import new_directory, write_file
 
-FORMAT = 1
 MANIFEST = "manifest.json"
 CONSTANTS = "constants.safetensors"
 _CHUNK = 8 << 20
@@ -45,7 +45,7 @@ class Artifact:
     its content. With `bundle`, saving copies the weights into the artifact.
     """
 
-    manifest: dict[str, Any]
+    manifest: Manifest
     files: dict[str, Content] = field(default_factory=dict)
     path: Path | None = None
     bundle: bool = False
@@ -55,9 +55,10 @@ class Artifact:
         """Read the artifact at `path`; raise DiluError where it is not one or was changed."""
         folder = Path(path)
         manifest = _read_manifest(folder)
-        names = [*manifest["hashes"], *(f["path"] for f in manifest["files"] if not _outside(f))]
+        hashes = manifest.get("hashes", {})
+        names = [*hashes, *(f["path"] for f in manifest["files"] if not _outside(f))]
         files: dict[str, Content] = {name: _inside(folder, name) for name in names}
-        for name, expected in manifest["hashes"].items():
+        for name, expected in hashes.items():
             _check_hash(folder, name, expected)
         return cls(manifest, files, folder)
 
@@ -66,8 +67,16 @@ class Artifact:
         return self.manifest["name"]
 
     @property
-    def targets(self) -> dict[str, dict[str, Any]]:
+    def targets(self) -> dict[str, CpuTargetEntry | GpuTargetEntry]:
         return self.manifest["targets"]
+
+    def gpu_target(self, name: str) -> GpuTargetEntry:
+        """Return a target that is known to be a GPU's."""
+        return cast(GpuTargetEntry, self.targets[name])
+
+    def cpu_target(self, name: str) -> CpuTargetEntry:
+        """Return a target that is known to be a CPU's."""
+        return cast(CpuTargetEntry, self.targets[name])
 
     @property
     def has_weights(self) -> bool:
@@ -110,30 +119,31 @@ class Artifact:
         target = Path(path).resolve()
         bundle = self.bundle and self.has_weights
         with new_directory(target, lambda p: (p / MANIFEST).is_file()) as folder:
-            manifest = {**self.manifest, "files": self._referenced_from(target)}
+            manifest = changed(self.manifest, files=self._referenced_from(target))
             if bundle:
                 from .bundle import bundled  # only here: most artifacts refer to their weights
 
                 manifest = bundled(manifest, self.weight_file, folder, progress)
             weights = {f["path"] for f in self.manifest["files"]}
-            manifest["hashes"] = {}
+            hashes: dict[str, str] = {}
             for name, content in sorted(self.files.items()):
                 if name not in weights:
-                    manifest["hashes"][name] = _write(folder / name, content)
+                    hashes[name] = _write(folder / name, content)
                 elif not bundle:
                     _write(folder / name, content)
             manifest["files"] = [_fingerprinted(f, folder) for f in manifest["files"]]
+            manifest["hashes"] = hashes
             manifest["manifest_hash"] = manifest_hash(manifest)
             _write(folder / MANIFEST, _printed(manifest))
         return target
 
-    def replace_manifest(self, manifest: dict[str, Any]) -> None:
+    def replace_manifest(self, manifest: Manifest) -> None:
         """Write another manifest in the place of an opened artifact's."""
         assert self.path is not None
-        self.manifest = {**manifest, "manifest_hash": manifest_hash(manifest)}
+        self.manifest = changed(manifest, manifest_hash=manifest_hash(manifest))
         write_file(self.path / MANIFEST, _printed(self.manifest))
 
-    def _referenced_from(self, target: Path) -> list[dict[str, Any]]:
+    def _referenced_from(self, target: Path) -> list[FileEntry]:
         """Return the weight files as an artifact at `target` refers to them."""
         return [
             _reference(entry, self._places(entry), target)
@@ -142,7 +152,7 @@ class Artifact:
             for entry in self.manifest["files"]
         ]
 
-    def _places(self, entry: dict[str, Any]) -> list[Path]:
+    def _places(self, entry: FileEntry) -> list[Path]:
         """Return where a weight file may be, the likeliest first."""
         path = Path(entry["path"])
         places: list[Path] = []
@@ -150,7 +160,7 @@ class Artifact:
             places.append(path)
         elif self.path is not None:
             places.append(Path(os.path.normpath(self.path.resolve() / path)))
-        if entry.get("absolute"):
+        if "absolute" in entry:
             places.append(Path(entry["absolute"]))
         return list(dict.fromkeys(places)) or [path]
 
@@ -158,14 +168,14 @@ class Artifact:
         return Loc(str(self.path)) if self.path else None
 
 
-def manifest_hash(manifest: dict[str, Any]) -> str:
+def manifest_hash(manifest: Manifest) -> str:
     """Return the sha256 of a manifest's canonical JSON, without the hash itself."""
     bare = {key: value for key, value in manifest.items() if key != "manifest_hash"}
     text = json.dumps(bare, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> Manifest:
     """Return the checked manifest of an artifact."""
     file = folder / MANIFEST
     if not folder.exists():
@@ -205,7 +215,7 @@ def _incomplete(file: Path) -> DiluError:
     return DiluError("the artifact is incomplete: this file is missing", Loc(str(file)), _AGAIN)
 
 
-def _outside(entry: dict[str, Any]) -> bool:
+def _outside(entry: FileEntry) -> bool:
     """Return whether a weight file lies outside the artifact."""
     path = Path(entry["path"])
     return path.is_absolute() or ".." in path.parts or bool(entry.get("absolute"))
@@ -218,23 +228,25 @@ def _inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _reference(entry: dict[str, Any], places: Iterable[Path], target: Path) -> dict[str, Any]:
+def _reference(entry: FileEntry, places: Iterable[Path], target: Path) -> FileEntry:
     """Return an entry that finds its file from `target`, near it or where it is now."""
     options = list(places)
     place = next((p for p in options if p.is_file()), options[-1])
     # The folder's real name, but the file's own: caches of checkpoints link it to a blob.
     absolute = place.parent.resolve() / place.name
-    kept = {key: value for key, value in entry.items() if key not in ("path", "absolute")}
+    kept: FileEntry = {
+        "path": str(absolute), "size": entry["size"], "fingerprint": entry["fingerprint"],
+    }  # fmt: skip
     if Path(os.path.commonpath([absolute, target])) == Path(target.anchor):
-        return {"path": str(absolute), **kept}
-    return {"path": os.path.relpath(absolute, target), "absolute": str(absolute), **kept}
+        return kept
+    return changed(kept, path=os.path.relpath(absolute, target), absolute=str(absolute))
 
 
-def _fingerprinted(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _fingerprinted(entry: FileEntry, folder: Path) -> FileEntry:
     """Return an entry of a weight file with its fingerprint, which one in memory has not."""
     if entry["fingerprint"] is not None:
         return entry
-    return entry | {"fingerprint": fingerprint(folder / entry["path"])}
+    return changed(entry, fingerprint=fingerprint(folder / entry["path"]))
 
 
 def _write(path: Path, content: Content) -> str:
@@ -261,7 +273,7 @@ def _chunks(content: Content) -> Iterable[bytes | memoryview]:
         yield from content
 
 
-def _printed(manifest: dict[str, Any]) -> bytes:
+def _printed(manifest: Manifest) -> bytes:
     """Return JSON with a line for each part, so that it can be read and compared."""
     parts = [f"{json.dumps(k)}: {_lines(v)}" for k, v in manifest.items()]
     return ("{\n" + ",\n".join(parts) + "\n}\n").encode()

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ...errors import DiluError, Loc
 from ..progress import Progress
 from .fingerprint import fingerprint
+from .manifest import ConstantEntry, FileEntry, Manifest, changed, located
 from .storage import storage
 from .tensor_file import Entry, chunks, layout
 
@@ -32,8 +33,8 @@ class _Piece:
 
 
 def bundled(
-    manifest: dict[str, Any], weight_file: WeightFile, folder: Path, progress: Progress
-) -> dict[str, Any]:
+    manifest: Manifest, weight_file: WeightFile, folder: Path, progress: Progress
+) -> Manifest:
     """Write the weight files into `folder` and return the manifest that refers to them;
     `weight_file` tells where the bytes of a file of the manifest's are now."""
     constants = manifest["constants"]
@@ -41,7 +42,7 @@ def bundled(
     shards = _shards(pieces)
     total = sum(piece.entry.nbytes for piece in pieces)
     moved: dict[Place, tuple[int, int]] = {}
-    files: list[dict[str, Any]] = []
+    files: list[FileEntry] = []
     done = 0
     for number, shard in enumerate(shards):
         name = f"weights-{number + 1:05d}-of-{len(shards):05d}.safetensors"
@@ -57,28 +58,28 @@ def bundled(
         path = folder / name
         files.append({"path": name, "size": plan.size, "fingerprint": fingerprint(path)})
     table = {name: _moved(constant, moved) for name, constant in constants.items()}
-    return {**manifest, "files": files, "constants": table}
+    return changed(manifest, files=files, constants=table)
 
 
-def piece_bytes(constant: dict[str, Any]) -> int:
+def piece_bytes(constant: ConstantEntry) -> int:
     """Return the size of one piece of a constant."""
     return prod(constant["shape"][constant["grid"] :]) * storage(constant["dtype"]).itemsize
 
 
-def places(constant: dict[str, Any]) -> Iterator[Place]:
+def places(constant: ConstantEntry) -> Iterator[Place]:
     """Yield where each piece of a constant is."""
     size = piece_bytes(constant)
-    for file, offset in zip(constant["file"], constant["offset"], strict=True):
+    for file, offset, _ in zip(*located(constant), strict=True):
         yield file, offset, size
 
 
-def _pieces(constants: dict[str, dict[str, Any]]) -> list[_Piece]:
+def _pieces(constants: dict[str, ConstantEntry]) -> list[_Piece]:
     """Return the pieces of all constants, each once, under names that are unique."""
     found: dict[Place, _Piece] = {}
     names: set[str] = set()
     for constant in constants.values():
         shape = tuple(constant["shape"][constant["grid"] :])
-        for place, tensor in zip(places(constant), constant["tensor"], strict=True):
+        for place, tensor in zip(places(constant), located(constant)[2], strict=True):
             if place not in found:
                 name = tensor if tensor not in names else f"{tensor}@{place[0]}:{place[1]}"
                 names.add(name)
@@ -98,9 +99,9 @@ def _shards(pieces: list[_Piece]) -> list[list[_Piece]]:
     return shards
 
 
-def _moved(constant: dict[str, Any], moved: dict[Place, tuple[int, int]]) -> dict[str, Any]:
+def _moved(constant: ConstantEntry, moved: dict[Place, tuple[int, int]]) -> ConstantEntry:
     where = [moved[place] for place in places(constant)]
-    return {**constant, "file": [f for f, _ in where], "offset": [o for _, o in where]}
+    return changed(constant, file=[f for f, _ in where], offset=[o for _, o in where])
 
 
 def _source(weight_file: WeightFile, piece: _Piece) -> Iterator[bytes | memoryview]:

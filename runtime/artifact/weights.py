@@ -12,7 +12,6 @@ import mmap
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from ...errors import DiluError, Loc
 from ..progress import Progress, silent
 from .artifact import Artifact
 from .fingerprint import fingerprint
+from .manifest import ConstantEntry, FileEntry, located
 from .storage import storage
 
 _CHANGED = "compile the model again, or put the file back that it was compiled from"
@@ -34,7 +34,7 @@ class Weights:
         self._progress = progress
         self._views: list[np.ndarray] = []
         self._maps: list[mmap.mmap] = []
-        self._constants: dict[str, dict[str, Any]] = artifact.manifest["constants"]
+        self._constants: dict[str, ConstantEntry] = artifact.manifest["constants"]
         files = artifact.manifest["files"]
         for index in range(len(files)):
             progress("map weights", index, len(files))
@@ -77,15 +77,16 @@ class Weights:
             for file, offset, nbytes in places(constant):
                 yield self._views[file][offset : offset + nbytes]
 
-    def _parts(self, constant: dict[str, Any]) -> Iterator[np.ndarray]:
+    def _parts(self, constant: ConstantEntry) -> Iterator[np.ndarray]:
         """Yield copies of the parts of a constant's pieces, which are scattered over them."""
-        stored, dtype = constant["stored"], storage(constant["dtype"])
+        stored, part = constant.get("stored", []), constant.get("part", [])
+        dtype = storage(constant["dtype"])
         nbytes = prod(stored) * dtype.itemsize
         index = np.ix_(*(
             (first + np.arange(size)) * step // block
-            for first, size, step, block in constant["part"]
+            for first, size, step, block in part
         ))  # fmt: skip
-        for file, offset in zip(constant["file"], constant["offset"], strict=True):
+        for file, offset, _ in zip(*located(constant), strict=True):
             piece = self._views[file][offset : offset + nbytes]
             yield np.ascontiguousarray(piece.view(dtype).reshape(stored)[index])
 
@@ -127,7 +128,7 @@ def require_bound(artifact: Artifact) -> None:
         )
 
 
-def check_file(path: Path, entry: dict[str, Any]) -> None:
+def check_file(path: Path, entry: FileEntry) -> None:
     """Raise DiluError unless the file at `path` is the one that was compiled."""
     size = path.stat().st_size
     if size != entry["size"]:
@@ -172,7 +173,7 @@ def megabytes(size: int) -> str:
 
 
 def _addresses(
-    name: str, constant: dict[str, Any], bases: np.ndarray, sizes: np.ndarray
+    name: str, constant: ConstantEntry, bases: np.ndarray, sizes: np.ndarray
 ) -> np.ndarray:
     file = np.asarray(constant["file"], np.int64)
     offset = np.asarray(constant["offset"], np.int64)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...errors import DiluError
 from ..artifact.expression import evaluate_shape, solve, symbols
+from ..artifact.manifest import FunctionEntry, LanguageModelEntry, ValueEntry
 from ..artifact.storage import storage
 from .arrays import is_torch
 from .batch import PARAMETERS, check_batch
@@ -38,18 +39,18 @@ class Owner(Protocol):
 class Function:
     """One function of a session."""
 
-    def __init__(self, session: Owner, index: int, entry: dict[str, Any]) -> None:
+    def __init__(self, session: Owner, index: int, entry: FunctionEntry) -> None:
         self._session = session
         self._index = index
         self.name: str = entry["name"]
         self.symbols: list[str] = entry["symbols"]
-        self.parameters: list[dict[str, Any]] = entry["parameters"]
-        self.states: list[dict[str, Any]] = entry["states"]
-        self.results: list[dict[str, Any]] = entry["results"]
+        self.parameters: list[ValueEntry] = entry["parameters"]
+        self.states: list[ValueEntry] = entry["states"]
+        self.results: list[ValueEntry] = entry["results"]
         self.signature = Signature(self.name, entry, [describe(p) for p in self.parameters])
         model = session.artifact.manifest["language_model"]
         names = tuple(parameter["name"] for parameter in self.parameters)
-        self._model: dict[str, Any] | None = model if names == PARAMETERS else None
+        self._model: LanguageModelEntry | None = model if names == PARAMETERS else None
         # Plain symbols first: they tell the sizes that expressions of them are checked with.
         dims = [
             (index, axis, dim)
@@ -84,7 +85,7 @@ class Function:
             self.signature.check(sizes)
             results = self._run(checked, on_device=on_device)
 
-            def given(array: Any, entry: dict[str, Any]) -> Any:
+            def given(array: Any, entry: ValueEntry) -> Any:
                 return engine.result(array, element(entry), torch=torch)
 
             pairs = zip(results, self.results, strict=True)
@@ -232,7 +233,7 @@ class Function:
                 raise self._mismatch(entry, got_text + (f" where {known}" if known else ""))
         return sizes
 
-    def _mismatch(self, entry: dict[str, Any], got: str) -> DiluError:
+    def _mismatch(self, entry: ValueEntry, got: str) -> DiluError:
         return DiluError(
             f"{self.name}: the argument {entry['name']} is {got}, expected {describe(entry)}"
         )
@@ -245,12 +246,12 @@ def _returned(value: Any, like: Any) -> Any:
     return value if type(value) is type(like) and value.dtype == like.dtype else like
 
 
-def element(entry: dict[str, Any]) -> str:
+def element(entry: ValueEntry) -> str:
     """Return the element type of a parameter, state or result as callers see it: `dtype` is what
     the compiled code works on, which is codes where it has no such type."""
     return entry.get("element", entry["dtype"])
 
 
-def describe(entry: dict[str, Any]) -> str:
+def describe(entry: ValueEntry) -> str:
     """Return the type of a parameter, state or result as text."""
     return f"{element(entry)}[{','.join(map(str, entry['shape']))}]"

@@ -15,6 +15,7 @@ import numpy as np
 from ...errors import DiluError
 from .. import machine
 from ..artifact.artifact import Artifact
+from ..artifact.manifest import FunctionEntry
 from ..artifact.storage import storage
 from ..artifact.weights import Weights, weight_bytes
 from ..call.arrays import from_numpy, to_numpy
@@ -39,7 +40,7 @@ class CpuEngine:
         self.notes: list[str] = []
         self.weight_bytes = weight_bytes(artifact)
         self._artifact = artifact
-        self._functions: list[dict[str, Any]] = artifact.manifest["functions"]
+        self._functions: list[FunctionEntry] = artifact.manifest["functions"]
         blocks = artifact.manifest.get("experts", ())
         experts = [block["experts"] for block in blocks if not block["routed"]]
         self.expert_counts = np.zeros(sum(experts), np.int64) if experts else None
@@ -120,6 +121,7 @@ class CpuEngine:
 
 
 def _library_file(artifact: Artifact, target: str) -> Path | bytes:
-    name = artifact.targets[target]["library"]
+    name = artifact.cpu_target(target)["library"]
+    assert name is not None  # or it would not have been chosen
     content = artifact.files.get(name)
     return content if isinstance(content, Path) else artifact.read(name)

@@ -8,11 +8,11 @@ major version; its text (PTX) on everything newer. From 9.0 on the code is of on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ... import knobs
 from ...errors import DiluError
 from ..artifact.artifact import Artifact
+from ..artifact.manifest import GpuTargetEntry
 from ..choice import Choice, how_to_add
 from .device import Device, DeviceInfo
 from .open_device import find_devices, open_device
@@ -29,7 +29,7 @@ class Fit:
     reason: str
 
 
-def fit(target: dict[str, Any], info: DeviceInfo) -> Fit | None:
+def fit(target: GpuTargetEntry, info: DeviceInfo) -> Fit | None:
     """Return how a target of an artifact runs on a device, or None where it does not."""
     if target["backend"] != info.backend:
         return None
@@ -67,7 +67,7 @@ def choose_device(
             raise _nothing_for(artifact, opened.info)
         return choice
     obstacles: dict[str, str] = {}
-    for backend in dict.fromkeys(artifact.targets[name]["backend"] for name in names):
+    for backend in dict.fromkeys(artifact.gpu_target(name)["backend"] for name in names):
         devices, problem = find_devices(backend)
         choices = [_best(artifact, names, opened) for opened in devices]
         fitting = [choice for choice in choices if choice is not None]
@@ -80,7 +80,7 @@ def choose_device(
         found = ", ".join(f"{d.info.text} is {d.info.arch}" for d in devices)
         why = f"fits no device here ({found})" if devices else f"has no device here: {problem}"
         for name in names:
-            if artifact.targets[name]["backend"] == backend:
+            if artifact.gpu_target(name)["backend"] == backend:
                 obstacles[name] = why
     return obstacles
 
@@ -109,7 +109,7 @@ def own_target(info: DeviceInfo) -> str:
 
 
 def _best(artifact: Artifact, names: list[str], device: Device) -> Choice | None:
-    fits = {name: fit(artifact.targets[name], device.info) for name in names}
+    fits = {name: fit(artifact.gpu_target(name), device.info) for name in names}
     ranked = [(found.rank, name, found) for name, found in fits.items() if found is not None]
     if not ranked:
         return None

@@ -20,6 +20,7 @@ import numpy as np
 from ...errors import DiluError
 from ..artifact.artifact import Artifact
 from ..artifact.expression import evaluate_shape
+from ..artifact.manifest import FunctionEntry, ValueEntry
 from ..artifact.storage import storage
 from ..artifact.weights import Weights
 from ..buckets import pad_batch, padded_sizes
@@ -59,7 +60,7 @@ class GpuEngine:
         self.notes: list[str] = []
         self._artifact = artifact
         self._target = target
-        self._functions: list[dict[str, Any]] = artifact.manifest["functions"]
+        self._functions: list[FunctionEntry] = artifact.manifest["functions"]
         self._image = layout(artifact)
         self._weights: Memory | None = None
         self._work: Memory | None = None
@@ -326,5 +327,5 @@ class GpuEngine:
         return made
 
 
-def _nbytes(entry: dict[str, Any], sizes: Mapping[str, int]) -> int:
+def _nbytes(entry: ValueEntry, sizes: Mapping[str, int]) -> int:
     return prod(evaluate_shape(entry["shape"], sizes)) * storage(entry["dtype"]).itemsize

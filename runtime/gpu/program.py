@@ -182,7 +182,7 @@ class Program:
 
 def read_program(artifact: Artifact, target: str) -> Program:
     """Return the program of one of the artifact's GPU targets."""
-    name = artifact.targets[target]["program"]
+    name = artifact.gpu_target(target)["program"]
     try:
         return parse_program(json.loads(artifact.read(name)))
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -220,7 +220,7 @@ def kernel_code(artifact: Artifact, target: str, kernel: Kernel, variant: Varian
 
 def _beside(artifact: Artifact, target: str, file: str) -> str:
     """Return a file's path in the artifact: the program names those in its own folder."""
-    return f"{artifact.targets[target]['program'].rpartition('/')[0]}/{file}"
+    return f"{artifact.gpu_target(target)['program'].rpartition('/')[0]}/{file}"
 
 
 def _kernel(data: dict[str, Any]) -> Kernel:

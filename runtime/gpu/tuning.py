@@ -27,7 +27,7 @@ def tuning_file(artifact: Artifact, info: DeviceInfo) -> Path | None:
         return None
     folder = artifact.path.resolve()
     slug = re.sub(r"[^a-z0-9]+", "-", info.name.lower()).strip("-")
-    name = f"{slug}-{info.driver}-{artifact.manifest['manifest_hash'][:16]}.json"
+    name = f"{slug}-{info.driver}-{artifact.manifest.get('manifest_hash', '')[:16]}.json"
     return folder.with_name(f"{folder.name}.tuning") / name
 
 

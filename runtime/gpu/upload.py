@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..artifact.artifact import Artifact
+from ..artifact.manifest import ConstantEntry, located
 from ..artifact.storage import storage
 from ..artifact.weights import Weights
 from ..progress import Progress, silent
@@ -46,7 +47,8 @@ def layout(artifact: Artifact) -> Image:
     for name in _used(artifact):
         constant = constants[name]
         nbytes = _nbytes(constant)
-        key: object = (nbytes, tuple(constant["file"]), tuple(constant["offset"]))
+        files, places_in, _ = located(constant)
+        key: object = (nbytes, tuple(files), tuple(places_in))
         if "values" in constant or "part" in constant:  # of the manifest, or of a rank alone
             key = name
         if key not in places:
@@ -171,5 +173,5 @@ def _used(artifact: Artifact) -> Sequence[str]:
     return list(dict.fromkeys(name for entry in functions for name in entry["constants"]))
 
 
-def _nbytes(constant: dict[str, Any]) -> int:
+def _nbytes(constant: ConstantEntry) -> int:
     return prod(constant["shape"]) * storage(constant["dtype"]).itemsize

@@ -79,6 +79,7 @@ class TokenLoop:
 
     def __init__(self, session: Model) -> None:
         info = session.artifact.manifest["language_model"]
+        assert info is not None  # whoever asks for text has looked
         self._session = session
         self._function = session.function("main")
         self._pool = PagePool()

@@ -17,8 +17,8 @@ import pytest
 import ranks
 
 import dilu
-from dilu.compiler import rebalance
 from dilu.planner.expert_load import load_text
+from dilu.planner.rebalance import rebalance
 from dilu.runtime.artifact.artifact import Artifact
 from dilu.runtime.mesh.shard import placements
 

@@ -33,7 +33,7 @@ def test_codes_and_scales_are_grids_of_pieces(tmp_path, moe):
     binder, checkpoint = bind(write(tmp_path, *moe))
     names = [f"model.layers.{i}.mlp.experts.gate_up_proj" for i in range(2)]
     storage = binder.storage(names[0])
-    assert (storage.type.shape, storage.block) == ((3, 2, 72, 144), (128, 128))
+    assert (storage.type.shape, storage.format.block) == ((3, 2, 72, 144), (128, 128))
     assert storage.scales is not None
     assert storage.scales.shape == (3, 2, 1, 2)
     for scales, suffix in ((False, "weight"), (True, "weight_scale_inv")):

@@ -482,9 +482,9 @@ def test_config_only_says_what_files_would_hold(plain):
         return Binder(model, None, scheme).storage(f"model.layers.0.{name}")
 
     form = storage(CASES["mxfp8"].settings, "mlp.experts.down_proj")
-    assert (form.scales.dtype.name, form.block) == ("f8e8m0", (1, 32))
+    assert (form.scales.dtype.name, form.format.block) == ("f8e8m0", (1, 32))
     form = storage(modelopt("FP8"), "self_attn.q_proj.weight")
-    assert (form.scales.shape, form.block) == ((1, 1), (160, 144))
+    assert (form.scales.shape, form.format.block) == ((1, 1), (160, 144))
     skipped = modelopt("FP8", ignore=["lm_head", "*self_attn*"])
     assert storage(skipped, "self_attn.q_proj.weight").scales is None
     assert storage(skipped, "mlp.experts.down_proj").scales is not None

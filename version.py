@@ -1,0 +1,3 @@
+"""The version of dilu, which artifacts record."""
+
+__version__ = "0.1.0"
