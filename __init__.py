@@ -9,16 +9,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .version import __version__
-
 if TYPE_CHECKING:
     from .compiler import compile as compile
     from .errors import DiluError as DiluError
     from .planning import plan as plan
     from .runtime.artifact.artifact import Artifact as Artifact
     from .runtime.session import load as load
+    from .version import __version__ as __version__
 
 _PUBLIC = {
+    "__version__": ".version",
     "Artifact": ".runtime.artifact.artifact",
     "DiluError": ".errors",
     "compile": ".compiler",
