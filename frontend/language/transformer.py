@@ -15,9 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...errors import UnsupportedError
 from ..program.capture import export
-from . import runs
 from .masks import one_sequence
-from .runs import LayerCall, Run
+from .runs import LayerCall, Run, group_trials
+from .trial import EXAMPLE, example, try_layers
 
 
 def find_layers(model: Any) -> Any:
@@ -72,7 +72,7 @@ class Layer(torch.nn.Module):
 
 def find_runs(model: Any, keys: Sequence[Any], mode: FakeTensorMode) -> list[Run]:
     """Return the runs of a model's equal decoder layers; `keys` are equal for equal programs."""
-    return runs.find_runs(runs.try_layers(Outer(model), find_layers(model), keys, mode))
+    return group_trials(try_layers(Outer(model), find_layers(model), keys, mode))
 
 
 def export_outer(
@@ -82,7 +82,7 @@ def export_outer(
     base = find_layers(model)
     base.layers = torch.nn.ModuleList(stand for run in found for stand in run.stands())
     with mode:
-        inputs = runs.example()
+        inputs = example()
     shapes = ({0: torch.export.Dim.DYNAMIC},) * 3
     with one_sequence():
         return export(Outer(model), inputs, shapes)
@@ -103,6 +103,6 @@ def export_layer(call: LayerCall, mode: FakeTensorMode) -> torch.export.Exported
 
 def _example(x: torch.Tensor, mode: FakeTensorMode, sized: bool) -> torch.Tensor:
     """Return a tensor of this type and shape, with a number of rows of its own if it is sized."""
-    shape = (runs.EXAMPLE["tokens"], *x.shape[1:]) if sized else tuple(x.shape)
+    shape = (EXAMPLE["tokens"], *x.shape[1:]) if sized else tuple(x.shape)
     with mode:
         return torch.empty(shape, dtype=x.dtype)

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from dilu.errors import UnsupportedError
-from dilu.frontend.language.runs import Arguments, Returned, signature
+from dilu.frontend.language.layer_call import Arguments, Returned
+from dilu.frontend.language.runs import signature
 
 GEMMA4 = {
     "num_hidden_layers": 4, "head_dim": 16, "global_head_dim": 16, "hidden_size_per_layer_input": 8,
