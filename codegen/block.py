@@ -52,6 +52,11 @@ class _Resplit(Exception):
 
 
 class BlockBuilder:
+    """Statements in nested loops: each value is bound once, as far outside as its parts are known.
+
+    `ranges` are those of the variables, `mask` what every store is guarded by.
+    """
+
     def __init__(self, taken: Iterable[str] = ()) -> None:
         self.blocks = [_Block()]
         self.depth: dict[str, int] = {}

@@ -34,10 +34,12 @@ class Remainder(sympy.Function):
 
 
 def floor_div(a: Dim, b: Dim) -> Any:
+    """Return the index expression `a // b`, for 0 <= a."""
     return FloorDiv(a, b)
 
 
 def modulo(a: Dim, b: Dim) -> Any:
+    """Return the index expression `a % b`, for 0 <= a."""
     return Remainder(a, b)
 
 

@@ -116,6 +116,8 @@ Expr = Name | Literal | Index | Apply | Load
 
 @dataclass(frozen=True)
 class Let:
+    """Bind a value to a name."""
+
     name: str
     value: Expr
 
@@ -300,6 +302,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Launch:
+    """Run a kernel with the buffers at these places."""
+
     kernel: Kernel
     arguments: tuple[Place, ...]
 
@@ -403,4 +407,6 @@ class Entry:
 
 @dataclass(frozen=True)
 class Program:
+    """All functions of a module, in the order of their numbers."""
+
     entries: tuple[Entry, ...]

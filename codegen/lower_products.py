@@ -106,6 +106,7 @@ class Region:
 
 
 def fail(message: str, node: Node) -> DiluError:
+    """Return the error that a node cannot be lowered, with its text and its place."""
     return DiluError(message).in_pass("lower", print_node(node), node.loc)
 
 

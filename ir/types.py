@@ -52,6 +52,7 @@ def _evaluated(value: sympy.Expr) -> sympy.Expr:
 
 
 def shape_of(dims: Iterable[Dim]) -> Shape:
+    """Return a shape, its sizes in canonical form."""
     return tuple(dim(d) for d in dims)
 
 

@@ -260,3 +260,24 @@ def test_a_session_loads_no_compiler():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("set()", "")
+
+
+def test_what_other_files_call_says_what_it_does():
+    """A docstring for every public function and class, but for those that a table declares: how an
+    operator is lowered, and elementwise ops, say it by their names."""
+    declared = ("@lowers", "@register", "@_register", "@triton.jit")
+
+    def is_declared(node: ast.FunctionDef | ast.ClassDef) -> bool:
+        texts = [f"@{ast.unparse(d)}" for d in node.decorator_list]
+        return any(t.startswith(declared) for t in texts)
+
+    assert [
+        f"{file}:{node.lineno} {node.name}"
+        for file, tree in TREES.items()
+        if file.parts[:3] != ("codegen", "triton", "lib")
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not is_declared(node)
+        and not ast.get_docstring(node)
+    ] == []

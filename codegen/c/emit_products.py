@@ -13,6 +13,7 @@ from .writer import Writer
 
 
 def ceil_div(a: Dim, b: Dim) -> Dim:
+    """Return `a / b`, rounded up."""
     if isinstance(a, int) and isinstance(b, int):
         return -(-a // b)
     return floor_div(a + b - 1, b)
@@ -81,6 +82,7 @@ def weight_type(weight: Weight) -> str:
 
 
 def emit_struct(w: Writer, kind: str, name: str, fields: dict[str, str]) -> None:
+    """Emit the constant `name` of a struct type `kind`, its fields by their names."""
     with w.block(f"const {kind} {name} =", "};"):
         for field, text in fields.items():
             w.line(f".{field} = {text},")

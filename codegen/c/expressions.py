@@ -38,10 +38,12 @@ def c_type(t: DType) -> str:
 
 
 def register_type(t: DType) -> str:
+    """Return the C type that numbers of an element type are computed in."""
     return C_TYPES[compute_type(t).name]
 
 
 def pointer_type(buffer: Buffer) -> str:
+    """Return the C type of a buffer's elements; constants lie where a file has them, unaligned."""
     kind = c_type(buffer.dtype)
     return UNALIGNED.get(kind, kind) if buffer.constant else kind
 
@@ -238,6 +240,7 @@ def _wrapped(text: str) -> bool:
 
 
 def cast_text(x: str, old: DType, new: DType) -> str:
+    """Return a C expression of type `old` as one of type `new`, converted as torch converts."""
     if new == BOOL:
         return f"({x} != 0)"
     if old.is_float and not new.is_float:

@@ -20,6 +20,7 @@ _IDENTITY = {"max": float("-inf"), "min": float("inf")}
 
 
 def emit_statements(w: Writer, stmts: tuple[Stmt, ...], ex: Expressions) -> None:
+    """Emit statements in their order."""
     for stmt in stmts:
         if isinstance(stmt, Let):
             kind = register_type(stmt.value.dtype)
@@ -33,12 +34,14 @@ def emit_statements(w: Writer, stmts: tuple[Stmt, ...], ex: Expressions) -> None
 
 
 def emit_store(w: Writer, stmt: Store, ex: Expressions) -> None:
+    """Emit a store, rounded to the buffer's type, guarded by its mask."""
     value = store_text(stmt.buffer.dtype, ex.top(stmt.value))
     text = f"{ex.access(stmt.buffer, stmt.index)} = {value};"
     w.line(text if stmt.mask is None else f"if ({ex.top(stmt.mask)}) {text}")
 
 
 def is_innermost(body: tuple[Stmt, ...]) -> bool:
+    """Return whether no loop is in a body."""
     return not any(isinstance(s, Loop | Reduce) for s in body)
 
 
@@ -58,6 +61,7 @@ def emit_loop(
 
 
 def emit_reduce(w: Writer, stmt: Reduce, ex: Expressions) -> None:
+    """Emit a reduction: its accumulators, its loops, and what it yields."""
     if stmt.kind == "argmax":
         _emit_argmax(w, stmt, ex)
     elif stmt.kind == "sum" or stmt.dtype == BOOL:

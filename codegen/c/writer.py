@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 
 class Writer:
+    """Lines of C, indented by the blocks that they are in."""
+
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._level = 0

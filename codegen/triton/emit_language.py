@@ -69,6 +69,7 @@ def _parts(step: Attention, gpu: Gpu) -> int:
 
 
 def few(tokens: Dim) -> Dim:
+    """Return how many of the tokens go through the kernels for few of them."""
     return min(tokens, FEW_TOKENS) if isinstance(tokens, int) else sympy.Min(tokens, FEW_TOKENS)
 
 

@@ -200,6 +200,7 @@ def _collective(step: CollectivePlan) -> dict[str, Any]:
 
 
 def size_text(size: Dim) -> int | str:
+    """Return a size as a program has it: a number or an expression of symbols."""
     return size if isinstance(size, int) else print_dim(size)
 
 

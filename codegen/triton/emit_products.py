@@ -53,6 +53,7 @@ def emit_matmul(step: Matmul, frame: Frame, what: str) -> None:
 
 
 def product_of(step: Matmul, gpu: Gpu) -> Product:
+    """Return what the choice of variants of a product depends on."""
     weight = step.weights[0]
     reading = stored(weight, step.transpose_b, step.K, gpu)
     return Product(

@@ -27,6 +27,7 @@ POINTERS = {
 
 
 def pointer_type(buffer: Buffer) -> str:
+    """Return Triton's type of a pointer to a buffer's elements."""
     return POINTERS[buffer.dtype.name]
 
 
@@ -88,6 +89,7 @@ def _factors(e: Any) -> list[Any]:
 
 
 def emit_literal(value: float | int | bool, t: DType) -> str:
+    """Return a number of type `t` as Triton reads it."""
     # Alone, Triton takes a float for f32, which holds these few of f64's numbers surely.
     short = abs(value) < 1000 and float(value * 1024).is_integer()
     if t == F64 and math.isfinite(value) and not short:

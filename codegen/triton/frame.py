@@ -124,4 +124,5 @@ class Frame:
 
 
 def buffer_bytes(buffer: Buffer) -> Dim:
+    """Return the bytes of a buffer."""
     return dim(numel(buffer.shape) * buffer.dtype.itemsize)

@@ -26,6 +26,7 @@ def power_of_two(size: int) -> int:
 
 
 def emit_statements(stmts: tuple[Stmt, ...], scope: Scope) -> None:
+    """Emit statements in their order."""
     for stmt in stmts:
         if isinstance(stmt, Let):
             text = scope.emit(stmt.value)
@@ -40,6 +41,7 @@ def emit_statements(stmts: tuple[Stmt, ...], scope: Scope) -> None:
 
 
 def emit_store(stmt: Store, scope: Scope) -> None:
+    """Emit a store of a tile, rounded to the buffer's type, guarded by its mask."""
     extra = None if stmt.mask is None else scope.emit(stmt.mask)
     value = store_text(stmt.buffer.dtype, scope.emit(stmt.value))
     place = scope.place(stmt.buffer, stmt.index, scope.here)
@@ -141,6 +143,7 @@ def opened(
 
 
 def emit_reduce(stmt: Reduce, scope: Scope) -> None:
+    """Emit a reduction: of a tile's columns, or one by one where a value is needed for each."""
     loops = tuple(Loop(var, 0, size, ()) for var, size in stmt.loops)
     if scope.here == BOTH:
         _one_by_one(stmt, scope)

@@ -135,6 +135,7 @@ def tool(name):
 
 
 def output_of(*command):
+    """Return what a command prints; raise CalledProcessError where it fails."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -187,6 +188,7 @@ def reason_of(error):
 
 
 def main():
+    """Answer jobs, a line of JSON each, until the input ends."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no reply
     for line in sys.stdin:

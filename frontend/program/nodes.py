@@ -67,6 +67,7 @@ def modules_of(node: fx.Node) -> tuple[str, ...]:
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Return the tensors of a value that a node has: one, those of a list, or none."""
     if isinstance(value, torch.Tensor):
         return [value]
     return (
@@ -75,6 +76,7 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
 
 
 def values_of(out: Any) -> tuple[Value, ...]:
+    """Return what a lowering returned as a tuple."""
     return (out,) if isinstance(out, Value) else tuple(out)
 
 

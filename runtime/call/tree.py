@@ -65,6 +65,7 @@ def checked(tree: Tree, parameters: int, results: int, depth: int = 0) -> Tree:
 
 
 def parameters(tree: Tree) -> list[int]:
+    """Return the numbers of the parameters in a tree, in its order."""
     if "parameter" in tree:
         return [tree["parameter"]]
     parts = tree.get("values") or tree.get("list") or tree.get("tuple") or ()
@@ -85,10 +86,12 @@ def is_constant(tree: Tree, value: Any) -> bool:
 
 
 def constant_text(tree: Tree) -> str:
+    """Return a constant of a tree as text for people."""
     return tree["constant"] if tree["type"] == "float" else repr(tree["constant"])
 
 
 def keys_text(keys: Iterable[Any]) -> str:
+    """Return the keys of a dictionary as text for people."""
     return ", ".join(map(repr, keys)) or "no keys"
 
 

@@ -82,6 +82,9 @@ class Launch:
 
 @dataclass(frozen=True)
 class KernelStep:
+    """Run a kernel of the graph, which may take several launches, and working memory between them:
+    `scratch` are the bytes of its parts."""
+
     kernel: str
     kind: str
     scratch: tuple[Size, ...]
@@ -150,6 +153,8 @@ Step = KernelStep | CallStep | CollectiveStep | RoutedStep
 
 @dataclass(frozen=True)
 class Plan:
+    """What running a function, or a body, means: `slots` of working memory in bytes, and steps."""
+
     name: str
     slots: tuple[Size, ...]
     steps: tuple[Step, ...]
@@ -175,6 +180,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Program:
+    """The kernels of a target, and the plans that launch them; entries are the functions."""
+
     kernels: tuple[Kernel, ...]
     plans: tuple[Plan, ...]
     entries: tuple[Entry, ...]
@@ -193,6 +200,7 @@ def read_program(artifact: Artifact, target: str) -> Program:
 
 
 def parse_program(data: dict[str, Any]) -> Program:
+    """Return the program that plain data describes; raise KeyError or the like where it is none."""
     return Program(
         tuple(_kernel(k) for k in data["kernels"]),
         tuple(_plan(p) for p in data["plans"]),
