@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import keyword
 import logging
 import types
 import warnings
@@ -100,6 +101,15 @@ def functional(program: ExportedProgram) -> ExportedProgram:
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
         try:
             return program.run_decompositions({})
+        except SyntaxError as error:  # torch writes names of parameters into Python as they are
+            named = [n for n in program.state_dict if set(n.split(".")) & set(keyword.kwlist)]
+            if not named:
+                raise export_error(error) from error
+            raise UnsupportedError(
+                f"torch.export cannot rewrite a program whose parameter is named {named[0]!r}, "
+                "which has a word of Python in it",
+                hint="rename it in the module",
+            ) from error
         except Exception as error:
             raise export_error(error) from error
 

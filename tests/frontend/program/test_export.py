@@ -253,3 +253,16 @@ def test_scripts():
 def test_results_that_are_neither_tensors_nor_plain():
     text = refusal(lambda x: (x, x.dtype))
     assert "torch.dtype" in text
+
+
+def test_a_parameter_named_as_a_word_of_python():
+    class Named(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("for", torch.ones(3))
+
+        def forward(self, x):
+            return x * getattr(self, "for")
+
+    with pytest.raises(DiluError, match="parameter is named 'for', which has a word of Python"):
+        capture_module(Named(), (torch.ones(2, 3),))
