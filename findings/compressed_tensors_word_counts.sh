@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# compressed-tensors packs 3, 5, 6 and 7 bits in another way since 0.18, and reads older files wrong.
+# compressed-tensors changed how it packs 3, 5, 6 and 7 bits, and reads older files wrong.
 #
 # Versions: compressed-tensors 0.17.0 and 0.20.0, each with torch 2.13.0 (CPU), numpy 2.4.6.
 # Input: 96 whole numbers of 2 to 8 bits, packed into words of 32 bits.
