@@ -43,7 +43,8 @@ def blocks(page: Path) -> list[Block]:
             continue
         if start:
             words = tuple(lines[start - 1].removeprefix("```").split())
-            found.append(Block(words, "".join(f"{t}\n" for t in lines[start : number - 1]), start + 1))
+            text = "".join(f"{t}\n" for t in lines[start : number - 1])
+            found.append(Block(words, text, start + 1))
         start = 0 if start else number
     assert not start, f"{page}:{start}: a block that does not end"
     return found
@@ -60,7 +61,11 @@ def run_python(page: Path, folder: Path) -> list[tuple[Block, str]]:
     code = [b for b in blocks(page) if b.language == "python"]
     program = "".join(f"{_at(b, page)}\nprint(end={_END!r}, flush=True)\n" for b in code)
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, env=_here()
+        [sys.executable, "-c", program],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=environment(),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return list(zip(code, done.stdout.split(_END), strict=False))
@@ -72,7 +77,7 @@ def _at(block: Block, page: Path) -> str:
     return f"exec(compile({source!r}, {str(page)!r}, 'exec'))"
 
 
-def _here() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return the environment in which this package is the one that is imported."""
     import dilu
 
@@ -83,7 +88,7 @@ def _here() -> dict[str, str]:
 def run_dilu(arguments: Sequence[str], folder: Path) -> str:
     """Return what a command prints."""
     command = [sys.executable, "-m", "dilu", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=_here())
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -124,7 +129,8 @@ def difference(shown: str, real: str, *, part: bool = False) -> str | None:
 
 
 def _fits(run: Sequence[str], lines: Sequence[str]) -> bool:
-    return len(lines) >= len(run) and all(_pattern(a).fullmatch(b) for a, b in zip(run, lines))
+    pairs = zip(run, lines, strict=False)
+    return len(lines) >= len(run) and all(_pattern(a).fullmatch(b) for a, b in pairs)
 
 
 def _somewhere(line: str, lines: Sequence[str]) -> bool:

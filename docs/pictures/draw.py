@@ -11,7 +11,6 @@ The same code draws the same bytes.
 from __future__ import annotations
 
 import argparse
-import os
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "dilu", "font.size": 9}
 TRUE: dict[str, str] = {
     "captured": "one op per captured call; weights are bound to places in files",
     "normalized": "dilu's own ops alone; identities, constants and repetitions are folded",
-    "legalized": "no float is narrower than the target has: FP8 values are u8 codes, decoded by ops",
+    "legalized": "no float is narrower than the target has: FP8 is u8 codes, decoded by ops",
     "sharded": "only with a mesh: every weight is placed, collectives are explicit",
     "fused": "every node is a kernel region, a call, a collective or a view",
     "planned": "every value has a place: an arena slot, a result, a state, or another's",
@@ -49,7 +48,9 @@ TRUE: dict[str, str] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=HERE)
     folder: Path = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,7 @@ def _save(figure: Figure, path: Path) -> None:
     figure.savefig(new, format="svg", metadata={"Date": None, "Creator": None})
     text = "".join(f"{line.rstrip()}\n" for line in new.read_text("utf-8").splitlines())
     new.write_text(text, "utf-8")
-    os.replace(new, path)
+    new.replace(path)
 
 
 # ------------------------------------------------------------------------------ stages
@@ -93,7 +94,7 @@ def stages() -> Figure:
         )  # fmt: skip
         axes.add_patch(box)
         axes.text(28.2, top - 0.5, stage, va="center", weight="bold", color=COLOURS[0], size=11)
-        axes.text(43, top - 0.5, textwrap.fill(TRUE[stage], 62), va="center")
+        axes.text(43, top - 0.5, textwrap.fill(TRUE[stage], 78), va="center")
         if names:
             text = textwrap.fill(", ".join(_counted(names)), 32)
             axes.text(25, top - 0.5, text, va="center", ha="right", size=7.5, color="#444444")
@@ -102,7 +103,9 @@ def stages() -> Figure:
             style = "-|>,head_length=4,head_width=3"
             axes.add_patch(FancyArrowPatch(start, end, arrowstyle=style, color=COLOURS[0]))
         else:
-            axes.text(25, top - 0.5, "torch.export", va="center", ha="right", size=7.5, color="#444444")
+            axes.text(
+                25, top - 0.5, "torch.export", va="center", ha="right", size=7.5, color="#444444"
+            )
     return figure
 
 
@@ -133,15 +136,17 @@ def memory_plan(function: Function) -> Figure:
     types = {v.name: v.type for node in function.nodes for v in node.outputs}
     base, ticks = 0.0, []
     for number, slot in enumerate(function.arena):
-        height = evaluate(slot.size, sizes) / 1024
+        height = evaluate(slot.size, sizes) / 1000
         axes.axhspan(base, base + height, facecolor=COLOURS[number % 2 * 3], alpha=0.08)
         ticks.append((base + height / 2, f"slot {number}\n{slot.size} bytes"))
         for name in slot.values:
             life = span[home[name].name]
-            used = evaluate(types[name].nbytes, sizes) / 1024
+            used = evaluate(types[name].nbytes, sizes) / 1000
             begin, length = life.first - 0.5, life.last - life.first + 1
             colour = COLOURS[life.first % len(COLOURS)]
-            axes.barh(base, length, used, begin, align="edge", color=colour, alpha=0.75, edgecolor="white")
+            axes.barh(
+                base, length, used, begin, align="edge", color=colour, alpha=0.75, edgecolor="white"
+            )
             axes.text(begin + length / 2, base + used / 2, name, ha="center", va="center", size=7)
         base += height
     kernels = [_label(node) for node in function.nodes]
@@ -152,7 +157,7 @@ def memory_plan(function: Function) -> Figure:
     total = sum(evaluate(types[name].nbytes, sizes) for s in function.arena for name in s.values)
     axes.set_title(
         f"@{function.name}, T = {TOKENS}: an arena of {base:,.0f} kB, where all values together"
-        f" have {total / 1024:,.0f} kB",
+        f" have {total / 1000:,.0f} kB",
         size=9,
     )
     return figure

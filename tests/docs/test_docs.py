@@ -25,7 +25,7 @@ PLACE = re.compile(
     r"(?<![\w/.:…-])((?:[\w.-]+/)+[\w.-]+\.(?:py|h|c|md|txt|json|ya?ml|toml|svg|safetensors))\b"
 )
 #: Files that commands make, and those of checkpoints and artifacts.
-MADE = re.compile(r"^(?:build|site|graph)/|\.dilu/|NAME")
+MADE = re.compile(r"^(?:build|site|graph)/|\.dilu[./]|NAME")
 #: Files of other projects, which formulas are from.
 OTHERS = {"Objects/floatobject.c"}
 
@@ -128,7 +128,8 @@ def wrong(command: str, whole: bool) -> str | None:
         try:
             chosen.make_context(words[0], words[1:]).close()
         except Exception as error:
-            return getattr(error, "format_message", lambda: repr(error))()  # noqa: B023
+            told = getattr(error, "format_message", None)
+            return told() if told else repr(error)
         return None
     known = {name for p in chosen.params for name in p.opts}
     used = {word.partition("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
@@ -138,8 +139,8 @@ def wrong(command: str, whole: bool) -> str | None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_are_understood(page: Path):
-    found = [(f"{page.name}:{line} {text}", wrong(text, whole)) for text, line, whole in commands(page)]
-    assert [pair for pair in found if pair[1]] == []
+    found = [(wrong(text, whole), f"{page.name}:{n} {text}") for text, n, whole in commands(page)]
+    assert [pair for pair in found if pair[0]] == []
 
 
 def test_commands_are_found_and_wrong_ones_seen(tmp_path: Path):
