@@ -14,7 +14,8 @@ from hypothesis import settings
 settings.register_profile("dilu", deadline=None)
 settings.load_profile("dilu")
 
-pytest_plugins = ["toy", "fake_gpu"]  # artifacts made by hand, and a driver without a device
+# Artifacts made by hand, a driver without a device, and captures that are kept.
+pytest_plugins = ["toy", "fake_gpu", "captured_once"]
 
 GOLDEN = Path(__file__).parent / "golden"
 

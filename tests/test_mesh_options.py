@@ -13,6 +13,8 @@ from dilu.planner.rebalance import rebalance
 from dilu.runtime.artifact.artifact import Artifact
 from dilu.runtime.mesh.shard import placements
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):

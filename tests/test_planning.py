@@ -16,6 +16,8 @@ from dilu.planner.cluster import cluster_text, read_cluster
 from dilu.planner.expert_load import load_text
 from dilu.planning import plan
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 CLUSTER = """
 name: two small machines
 device:
