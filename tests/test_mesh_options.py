@@ -99,6 +99,7 @@ levels:
 """
 
 
+@pytest.mark.slow
 def test_groups_of_experts_stay_on_a_machine(tmp_path):
     """Four groups of two on two machines of two: flat placing would part them by their load."""
     checkpoints.make_checkpoint(tmp_path / "model", "deepseek_v3")

@@ -53,6 +53,7 @@ def run(capsys, folder):
     return run
 
 
+@pytest.mark.slow
 def test_what_is_said(run, folder, tmp_path):
     picture = tmp_path / "plan.svg"
     code, out, err = run("--cluster", folder / "large.yaml", "--picture", picture, "--batch", 8)

@@ -83,6 +83,7 @@ def test_a_worker_that_dies_loses_its_job_alone(cache, monkeypatch, tmp_path):
     assert isinstance(made, Binary)
 
 
+@pytest.mark.slow
 def test_what_a_device_cannot_run_is_refused(cache):
     target = find_target("cuda:80")
     assert target.gpu is not None
