@@ -64,6 +64,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
+def compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C is compiled in two thirds of the time, and computes the same: kernels fix the order of
+    every operation. For tests of what is around the code of models, not of it."""
+    monkeypatch.setenv("DILU_CFLAGS", "-O1")
+
+
+@pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Return `check(name, text)`: compare a text with `tests/golden/<name>`."""
 

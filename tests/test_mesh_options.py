@@ -13,7 +13,7 @@ from dilu.planner.rebalance import rebalance
 from dilu.runtime.artifact.artifact import Artifact
 from dilu.runtime.mesh.shard import placements
 
-pytestmark = pytest.mark.usefixtures("captured_once")
+pytestmark = pytest.mark.usefixtures("captured_once", "compiled_quickly")
 
 
 @pytest.fixture(scope="module")

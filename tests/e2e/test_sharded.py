@@ -22,7 +22,7 @@ from dilu.planner.rebalance import rebalance
 from dilu.runtime.artifact.artifact import Artifact
 from dilu.runtime.mesh.shard import placements
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("captured_once")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("captured_once", "compiled_quickly")]
 HIDDEN = 144
 
 

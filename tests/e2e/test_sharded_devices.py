@@ -12,7 +12,7 @@ from interpreted import INTERPRETED
 import dilu
 from dilu.codegen import targets
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("captured_once")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("captured_once", "compiled_quickly")]
 WIDTH = 144
 TOKENS = 2  # the interpreter takes seconds for each
 MET = {"host": "ranks meet on the host", "device": "ranks meet on their devices"}

@@ -74,6 +74,7 @@ def test_what_machine_code_takes_and_the_cache(cache, monkeypatch):
     assert one(JOB) == first
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_loses_its_job_alone(cache, monkeypatch, tmp_path):
     fatal = replace(
         JOB, name="fatal", source=SOURCE + "\n\nimport os\nos.abort()\n", requires_matrix=False
