@@ -39,6 +39,7 @@ LONGEST = (
     "e2e/test_bundled_model.py",
     "e2e/test_mutations.py",
     "test_casts.py",
+    "codegen/c/test_kernels.py",
 )
 
 

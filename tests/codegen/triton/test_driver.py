@@ -111,6 +111,7 @@ def test_an_old_triton_missing(monkeypatch, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_an_architecture_that_triton_lacks(cache):
     target = find_target("cuda:80")
     assert target.gpu is not None
