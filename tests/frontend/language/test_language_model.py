@@ -28,7 +28,7 @@ def relative_error(got, want) -> float:
 
 def params() -> list:
     """Two families always, the others when slow tests are wanted."""
-    quick = ("llama_scaled", "deepseek_v3")
+    quick = ("llama_scaled", "qwen3_moe")
     return [f if f in quick else pytest.param(f, marks=pytest.mark.slow) for f in sorted(FAMILIES)]
 
 
@@ -84,6 +84,7 @@ def test_info(captured):
     assert LanguageModelInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
 
 
+@pytest.mark.slow
 def test_equal_layers_are_one_call(tmp_path):
     make_checkpoint(tmp_path, "deepseek_v3", num_hidden_layers=6)
     graph, _ = capture_language_model(tmp_path)
@@ -96,6 +97,7 @@ def test_equal_layers_are_one_call(tmp_path):
     assert scales.pieces[17].tensor == "model.layers.2.mlp.experts.0.up_proj.weight_scale_inv"
 
 
+@pytest.mark.slow
 def test_a_layer_stored_differently_is_a_kind_of_its_own(tmp_path):
     made = make_checkpoint(tmp_path, "llama", exclude=("layers.1.mlp",))
     graph, _ = capture_language_model(tmp_path)
@@ -107,6 +109,7 @@ def test_a_layer_stored_differently_is_a_kind_of_its_own(tmp_path):
     assert relative_error(got, made.logits(PROMPT)) < 1e-5
 
 
+@pytest.mark.slow
 def test_576_rows_have_5_rows_of_scales(tmp_path):
     sizes = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_hidden_layers": 1}
     made = make_checkpoint(tmp_path, "deepseek_v3", **sizes)
@@ -118,6 +121,7 @@ def test_576_rows_have_5_rows_of_scales(tmp_path):
     assert relative_error(got, made.logits(PROMPT)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"quantized": False}, {"block": (32, 32)}])
 def test_other_forms_of_weights(tmp_path, options):
     made = make_checkpoint(tmp_path, "qwen3_moe", num_hidden_layers=1, **options)
@@ -126,6 +130,7 @@ def test_other_forms_of_weights(tmp_path, options):
     assert relative_error(got, made.logits(PROMPT)) < 1e-5
 
 
+@pytest.mark.slow
 def test_bf16_computation(tmp_path):
     made = make_checkpoint(tmp_path, "deepseek_v3", num_hidden_layers=2)
     graph, info = capture_language_model(tmp_path, dtype="bf16")
@@ -137,6 +142,7 @@ def test_bf16_computation(tmp_path):
     assert relative_error(got, made.logits(PROMPT)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["glm4_moe", "deepseek_v3"])
 def test_config_only_is_the_same_graph_without_places(tmp_path, family):
     make_checkpoint(tmp_path, family)
