@@ -49,7 +49,7 @@ def recorded_branches() -> Generator[Branches]:
     def recording(self: torch.SymBool) -> bool:
         outcome = original(self)
         # A frame that held itself would keep the fake tensors of its callers alive.
-        frame = sys._getframe(1)
+        frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
         if frame.f_code.co_filename == _TRANSPARENT:
             frame = frame.f_back or frame
         if not frame.f_code.co_filename.startswith(_TORCH):
