@@ -177,7 +177,7 @@ print(json.dumps({
 """
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script],
-        cwd=Path(__file__).parent / "configs",
+        cwd=Path(__file__).parents[1] / "configs",
         capture_output=True,
         text=True,
         check=True,
