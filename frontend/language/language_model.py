@@ -39,6 +39,7 @@ from .configuration import Configuration, decode_floats, read_configuration, tex
 from .generation import read_generation
 from .model import build_model, telling
 from .runs import LayerCall, Run, signature
+from .tokens_apart import require_tokens_apart
 
 PAGE_SIZE = 64
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -190,6 +191,7 @@ class _Capture:
         importer.parameters = [tokens, *(importer.roles[r] for r in PAGING), rows]
         results = importer.run()
         imported = importer.finish("main", results, self.updates)
+        require_tokens_apart(imported.function, rows)
         for name, source in imported.sources.items():
             if name not in self.weights:
                 self.weights[name] = self.weight([source.parameter], source, stacked=False)
