@@ -61,6 +61,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     rank = {here / name: place for place, name in enumerate(LONGEST)}
+    gone = [str(file) for file in rank if not file.exists()]
+    assert not gone, f"LONGEST names files that are gone: {gone}"
     items.sort(key=lambda item: rank.get(item.path, len(rank) + (item.path not in slow)))
 
 

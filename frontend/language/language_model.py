@@ -28,6 +28,7 @@ from ...ir.ops.control import Call
 from ...ir.types import TensorType, shape_of, symbol
 from ...ir.weight_format import Storage, plain
 from ...ir.weights import Weight
+from ...runtime.artifact.manifest import LanguageModelEntry
 from ..checkpoint.bind import Binder
 from ..checkpoint.checkpoint import CONFIG, read_checkpoint, read_config, read_quantization
 from ..operators.language import PAGING
@@ -68,17 +69,9 @@ class LanguageModelInfo:
     sampling: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> LanguageModelEntry:
         """Return the fields as JSON has them."""
         return json.loads(json.dumps(asdict(self)))
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> LanguageModelInfo:
-        """Return what `to_dict` was made from."""
-        known = dict(fields)
-        for name in ("eos_token_ids", "notes"):
-            known[name] = tuple(known[name])
-        return cls(**known)
 
 
 def capture_language_model(

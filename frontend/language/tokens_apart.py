@@ -60,7 +60,7 @@ def _made(node: Node, inputs: list[_Dims], rows: str | None) -> list[_Dims]:
         given = {v.name: dims for v, dims in zip(op.body.inputs, inputs, strict=True)}
         made = _follow(op.body, given, None)
         return [*made, *[frozenset[int]()] * (len(node.outputs) - len(made))]
-    if isinstance(op, Take) and inputs[0] == {0} and node.inputs[1].name == rows:
+    if isinstance(op, Take) and inputs[0] == frozenset({0}) and node.inputs[1].name == rows:
         return [frozenset()]
     tokens = {(i, d) for i, dims in enumerate(inputs) for d in dims}
     types = tuple(v.type for v in node.inputs)

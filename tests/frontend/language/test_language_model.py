@@ -13,9 +13,10 @@ from captured import CapturedModel
 from checkpoints import FAMILIES, make_checkpoint
 
 from dilu.errors import DiluError
-from dilu.frontend.language.language_model import LanguageModelInfo, capture_language_model
+from dilu.frontend.language.language_model import capture_language_model
 from dilu.ir.text import parse_graph, print_graph
 from dilu.ir.verify import verify
+from dilu.runtime.artifact.manifest import LanguageModelEntry
 
 PROMPT = [0, 5, 100, 271, 42, 7, 99, 12, 250]
 OTHER = [3, 3, 200, 17]
@@ -81,7 +82,9 @@ def test_info(captured):
     assert info.architecture == type(made.model).__name__
     assert (info.vocab_size, info.max_positions, info.eos_token_ids) == (272, 512, (1,))
     assert info.parameters == sum(p.numel() for p in made.model.parameters())
-    assert LanguageModelInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
+    entry = info.to_dict()
+    assert json.loads(json.dumps(entry)) == entry
+    assert {*entry} == {*LanguageModelEntry.__annotations__}
 
 
 @pytest.mark.slow
