@@ -19,6 +19,7 @@ from typing import Any
 
 from ...errors import DiluError, Loc, UnsupportedError
 from ..formats import without_quantization
+from .heads import require_same_head
 
 #: What is about files, or read by other parts of the compiler.
 _ELSEWHERE = ("auto_map", "model_type")
@@ -205,6 +206,8 @@ def _text_part(found: Configuration, file: str) -> Configuration:
             "supported: transformers has no causal language model for it alone",
             Loc(file),
         )
+    if alone is None:
+        require_same_head(found.config, text, found.settings, file)
     if alone is None and hasattr(found.config, "tie_word_embeddings"):
         text.tie_word_embeddings = found.config.tie_word_embeddings  # the head is the whole's
     note = _note(found.kind, kind)

@@ -250,6 +250,26 @@ def test_text_parts_that_are_another_function_alone(kind, reason):
         read({"model_type": kind})
 
 
+@pytest.mark.parametrize("kind", ["aya_vision", "cohere2_vision"])
+def test_a_text_part_with_another_head_than_the_whole(kind):
+    """The class of the whole has a head of its own, which does not scale logits."""
+    message = "applies logit_scale 0.0625 to its logits, and .*ForConditionalGeneration does not"
+    with pytest.raises(UnsupportedError, match=message) as raised:
+        read({"model_type": kind})
+    assert "say logit_scale: 1.0" in str(raised.value)
+    text = {"model_type": "cohere2", "logit_scale": 1.0}
+    assert read({"model_type": kind, "text_config": text}).kind == "cohere2"
+
+
+def test_a_cap_that_the_whole_does_not_apply():
+    text = {"hidden_size": 64, "final_logit_softcapping": 30.0}
+    with pytest.raises(UnsupportedError, match="applies final_logit_softcapping 30.0"):
+        read({"model_type": "gemma3", "text_config": text})
+    scaled = {"model_type": "granite", "logits_scaling": 8.0}
+    with pytest.raises(UnsupportedError, match="applies logits_scaling 8.0"):
+        read({"model_type": "granite_speech", "text_config": scaled})
+
+
 def test_settings_of_the_text():
     assert text_settings({"text_config": {"a": 1}, "b": 2}) == {"a": 1}
     assert text_settings({"b": 2}) == {"b": 2}
