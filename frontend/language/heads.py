@@ -51,7 +51,7 @@ def _causal_class(config: Any) -> Any:
 
 
 def _whole_class(config: Any, settings: Mapping[str, Any]) -> Any:
-    """Return the class of a model of several parts: what `architectures` names, or what is usual."""
+    """Return the class of a model of several parts: what `architectures` names, or the usual."""
     import transformers
     from transformers.models.auto import modeling_auto
 
