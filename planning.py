@@ -166,7 +166,7 @@ class Prepared:
             slot_bytes=slot_bytes,
             experts=counts[0] if counts else 0,
             choices=next(_choices(program.entries[0].plan), 0),
-            page=next((int(v.type.shape[2]) for v in states), 1),
+            page=next((int(v.type.shape[3]) for v in states), 1),
             page_bytes=sum(evaluate(v.type.nbytes, {"B": 1}) for v in states),
         )
 

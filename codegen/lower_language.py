@@ -108,7 +108,7 @@ def _cache_update(region: Region, node: Node) -> LoopNest:
     buffer = region.inputs.get(cache.name)
     if buffer is None:
         raise fail("only a state can be updated", node)
-    pages, page = cache.type.shape[:2]
+    pages, _, page, _ = cache.type.shape
     builder = BlockBuilder(region.taken)
     values = BodyValues(region.body, builder, region.inputs)
     with builder.inner() as row_block:
@@ -122,13 +122,13 @@ def _cache_update(region: Region, node: Node) -> LoopNest:
             dtype=BOOL,
         )
         assert isinstance(slot, Name)
-        at = divmod_index(variable(slot.name), page, builder.ranges)
+        where, place = divmod_index(variable(slot.name), page, builder.ranges)
         heads, size = new.type.shape[1:]
 
         def store(h: Any, d: Any) -> None:
             value = values.element(new, (token, h, d))
             with builder.masked(inside):
-                builder.store(buffer, (*at, h, d), value)
+                builder.store(buffer, (where, h, place, d), value)
 
         builder.loop(heads, lambda h: builder.loop(size, lambda d: store(h, d)))
     invariant, body = tidy(tuple(builder.blocks[0].stmts), tuple(row_block.stmts))

@@ -131,20 +131,20 @@ def _dequantize(_: Dequantize, inputs: Types, __: Types) -> Iterator[Link]:
 
 
 def _cache_update(_: CacheUpdate, __: Types, ___: Types) -> Iterator[Link]:
-    yield Link(((0, 2), (1, 1)), ((0, 2),))
+    yield Link(((0, 1), (1, 1)), ((0, 1),))
     yield Link(((0, 3), (1, 2)), ((0, 3),))
     yield Link(((1, 0), (2, 0)), ())
-    for d in (0, 1):
+    for d in (0, 2):
         yield Link(((0, d),), ((0, d),))
 
 
 def _attention(_: Attention, inputs: Types, __: Types) -> Iterator[Link]:
     q, keys = inputs[:2]
     yield Link(((0, 0), (3, 0), (4, 0)), ((0, 0),))
-    if keys.shape[2] == 1 and q.shape[1] != 1:  # one head of keys serves all, on every rank
+    if keys.shape[1] == 1 and q.shape[1] != 1:  # one head of keys serves all, on every rank
         yield Link(((0, 1),), ((0, 1),))
     else:
-        yield Link(((0, 1), (1, 2), (2, 2)), ((0, 1),))
+        yield Link(((0, 1), (1, 1), (2, 1)), ((0, 1),))
 
 
 def _experts(_: Experts, __: Types, ___: Types) -> Iterator[Link]:

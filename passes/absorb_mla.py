@@ -106,8 +106,8 @@ class _Plan:
 
 
 def _latent_type(plan: _Plan) -> TensorType:
-    pages, size = plan.keys.type.shape[:2]
-    return TensorType(plan.keys.type.dtype, (pages, size, 1, plan.rank + plan.rope))
+    pages, _, size, _ = plan.keys.type.shape
+    return TensorType(plan.keys.type.dtype, (pages, 1, size, plan.rank + plan.rope))
 
 
 def _plan(body: Function) -> _Plan | None:

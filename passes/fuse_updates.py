@@ -21,9 +21,9 @@ def fuse_updates(graph: Graph) -> Graph:
 
     Before:
         %b: bf16[T,H,D] = cast(%k) {dtype=bf16}
-        %new: bf16[B,G,H,D] = cache_update(%keys, %b, %slots)
+        %new: bf16[B,H,G,D] = cache_update(%keys, %b, %slots)
     After:
-        %new: bf16[B,G,H,D] = kernel(%k, %slots, %keys) {body=…, kind="cache_update"}
+        %new: bf16[B,H,G,D] = kernel(%k, %slots, %keys) {body=…, kind="cache_update"}
 
     Numerics: exact.
     """

@@ -155,7 +155,7 @@ def _attention(step: Attention, sizes: Sizes) -> dict[str, float]:
     context = sizes.context if step.window is None else min(sizes.context, step.window)
     heads, width = (int(d) for d in step.q.shape[1:])
     caches = {b.name: b for b in (step.keys, step.values)}  # one, where values are a part of keys
-    entry = sum(int(b.shape[-2]) * int(b.shape[-1]) * b.dtype.itemsize for b in caches.values())
+    entry = sum(int(b.shape[1]) * int(b.shape[3]) * b.dtype.itemsize for b in caches.values())
     return {
         "flops": 2 * sizes.tokens * heads * context * (width + step.value_dim),
         "nbytes": sizes.sequences * context * entry,

@@ -43,7 +43,7 @@ class CapturedModel:
             np.zeros([evaluate(d, sizes) for d in s.type.shape], s.type.dtype.value)
             for s in self.function.states
         ]
-        self.page_size = int(self.function.states[0].type.shape[2])
+        self.page_size = int(self.function.states[0].type.shape[3])
         self.lengths: list[int] = []
         self.tables: list[list[int]] = []
         self._free = list(reversed(range(pages)))

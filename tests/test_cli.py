@@ -294,7 +294,7 @@ def test_inspect(run, saved):
         r"  up to 64 tokens, cache pages of 4",
         r"  scale\(x: f32\[N,3\]\)",
         r"    -> y: f32\[N,3\], count: i64\[\]",
-        r"    keeps keys_0: f32\[2,B,4,1,1\]",
+        r"    keeps keys_0: f32\[2,B,1,4,1\]",
         r"  cpu:baseline  needs -  1 loops  runs here",
         r"  f32  1.1 kB  3 tensors",
         r"  .*/checkpoint/model.safetensors  [\d.]+ kB",

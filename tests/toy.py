@@ -67,7 +67,7 @@ def toy(toy_library: bytes, checkpoint: Path) -> Artifact:
                     value("pages", "i64", "S", "P"),
                     value("rows", "i64", "R"),
                 ],
-                "states": [value("keys_0", "f32", 2, "B", PAGE, 1, 1)],
+                "states": [value("keys_0", "f32", 2, "B", 1, PAGE, 1)],
                 "results": [value("logits", "f32", "R", V)],
                 "constants": ["bias"],
             },

@@ -31,6 +31,9 @@ typedef struct {
   float sink;
 } job;
 
+DILU_WEIGHT_KERNELS(fp8, {DILU_F8E4M3, DILU_F32, 128, 128})
+DILU_WEIGHT_KERNELS(bf16, {DILU_BF16, DILU_NONE, 0, 0})
+
 static double seconds(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
@@ -54,16 +57,12 @@ static void store(const void* ctx, int64_t row, int64_t col, int64_t count, cons
 static void run_products(void* arg, int thread, int threads) {
   job* j = arg;
   const shape* s = j->shape;
-  const dilu_weight_type fp8 = {DILU_F8E4M3, DILU_F32, 128, 128}, bf16 = {DILU_BF16, DILU_NONE, 0, 0};
   (void)threads;
   for (int64_t copy = 0; copy < j->copies; copy++) {
     char* codes = j->weights + copy * s->N * s->K * (s->bf16 ? 2 : 1);
     dilu_matmul_args a = {.M = j->M, .N = s->N, .K = s->K, .x = j->packed, .x_stride = s->K, .codes = {codes}, .scales = {j->scales},
                           .scale_stride = dilu_ceil(s->K, 128), .scratch = j->scratch};
-    if (s->bf16)
-      dilu_matmul(bf16, 1, &a, store, j, j->pool, thread);
-    else
-      dilu_matmul(fp8, 1, &a, store, j, j->pool, thread);
+    dilu_matmul(s->bf16 ? &bf16 : &fp8, 1, &a, store, j, j->pool, thread);
     dilu_barrier(j->pool, thread);
   }
 }

@@ -13,7 +13,7 @@ from .writer import Writer
 def emit_attention(w: Writer, step: Attention, frame: Frame) -> None:
     """Emit the call of the attention kernel."""
     tokens, heads, key_dim = step.q.shape
-    page_size, kv_heads = step.keys.shape[1:3]
+    kv_heads, page_size = step.keys.shape[1:3]
     keys, values = step.keys.name, step.values.name
     sizes = f"{emit_index(key_dim)}, {step.value_dim}, threads"
     same = step.keys.shape == step.values.shape
@@ -47,7 +47,7 @@ def _paged(cache: Buffer, frame: Frame) -> str:
 
 
 def _strides(prefix: str, cache: Buffer) -> dict[str, str]:
-    axes = {"page": 1, "slot": 2, "head": 3}
+    axes = {"page": 1, "head": 2, "slot": 3}
     return {
         f"{prefix}_{name}_stride": emit_index(numel(cache.shape[axis:]))
         for name, axis in axes.items()

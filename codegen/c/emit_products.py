@@ -40,25 +40,28 @@ def emit_matmul(w: Writer, step: Matmul, frame: Frame) -> None:
     }  # fmt: skip
     with w.block():
         emit_struct(w, "dilu_matmul_args", "args", fields)
-        name = _product(step, frame)
-        w.line(f"{name}(&args, {epilogue}, {ctx}, pool, thread);")
+        if packed:
+            product = f"dilu_matmul(&{weight_kernels(weight, frame)}, {len(step.weights)}, "
+        else:
+            product = f"{_transposed_product(weight, frame)}("
+        w.line(f"{product}&args, {epilogue}, {ctx}, pool, thread);")
 
 
-def _product(step: Matmul, frame: Frame) -> str:
-    """Return the name of the product for these weights' formats.
+def weight_kernels(weight: Weight, frame: Frame) -> str:
+    """Return the name of what the module compiles for this weight's format."""
+    name = f"weights_{weight.format.name}"
+    return frame.instance(name, f"DILU_WEIGHT_KERNELS({name}, {_format(weight)})\n")
 
-    One copy of it serves a module: the epilogue is called once for many results, so nothing is
-    won by compiling the product into every kernel.
-    """
-    weight, count = step.weights[0], len(step.weights)
-    kind = "matmul" if step.transpose_b else "matmul_kn"
-    name = f"{kind}_{count}_{weight.format.name}"
-    constants = weight_type(weight) + (f", {count}" if step.transpose_b else "")
+
+def _transposed_product(weight: Weight, frame: Frame) -> str:
+    """Return the name of the product with weights of this format that lie transposed."""
+    name = f"matmul_kn_{weight.format.name}"
     return frame.instance(
         name,
         f"DILU_NOINLINE void {name}(const dilu_matmul_args* args, dilu_epilogue epilogue,\n"
         "  const void* ctx, dilu_pool* pool, int thread) {\n"
-        f"  dilu_{kind}({constants}, args, epilogue, ctx, pool, thread);\n}}\n",
+        f"  const dilu_weight_type type = {_format(weight)};\n"
+        "  dilu_matmul_kn(type, args, epilogue, ctx, pool, thread);\n}\n",
     )
 
 
@@ -73,12 +76,12 @@ def _scale_stride(weight: Weight) -> Dim:
     return ceil_div(weight.columns, columns) if columns else 1
 
 
-def weight_type(weight: Weight) -> str:
-    """Return the compile-time description of a weight."""
+def _format(weight: Weight) -> str:
+    """Return a `dilu_weight_type` in braces."""
     form = weight.format
     scale = FORMATS[form.scale.name] if form.scale is not None else "DILU_NONE"
     rows, columns = form.block
-    return f"(dilu_weight_type){{{FORMATS[form.element.name]}, {scale}, {rows}, {columns}}}"
+    return f"{{{FORMATS[form.element.name]}, {scale}, {rows}, {columns}}}"
 
 
 def emit_struct(w: Writer, kind: str, name: str, fields: dict[str, str]) -> None:
@@ -219,25 +222,22 @@ def emit_experts(w: Writer, step: Experts, frame: Frame) -> None:
     }  # fmt: skip
     with w.block():
         emit_struct(w, "dilu_experts_args", "args", fields)
-        w.line(f"{_grouped_product(step, frame)}(&args, {epilogue}, {ctx}, pool, thread);")
+        kernels = ", ".join(f"&{weight_kernels(x, frame)}" for x in (step.gate_up, step.down))
+        activation = _activation(step.activation, frame)
+        w.line(f"dilu_experts({kernels}, &args, {activation}, {epilogue}, {ctx}, pool, thread);")
 
 
-def _grouped_product(step: Experts, frame: Frame) -> str:
-    """Return the name of the grouped product for these formats and this activation."""
-    types = f"{step.gate_up.format.name}_{step.down.format.name}"
-    name = f"experts_{step.activation}_{types}"
-    constants = f"{weight_type(step.gate_up)}, {weight_type(step.down)}"
+def _activation(kind: str, frame: Frame) -> str:
+    """Return the name of the function between the experts' two products."""
+    name = f"experts_{kind}"
     return frame.instance(
         name,
-        f"DILU_INLINE void {name}_activation(const void* ctx, int64_t count, const float* gate,\n"
+        f"DILU_NOINLINE void {name}(const void* ctx, int64_t count, const float* gate,\n"
         "  const float* up, float* hidden) {\n"
         "  (void)ctx;\n"
         "#pragma omp simd\n"
         "  for (int64_t i = 0; i < count; i++)\n"
-        f"    hidden[i] = {ACTIVATIONS[step.activation]} * up[i];\n}}\n\n"
-        f"DILU_NOINLINE void {name}(const dilu_experts_args* args, dilu_epilogue epilogue,\n"
-        "  const void* ctx, dilu_pool* pool, int thread) {\n"
-        f"  dilu_experts({constants}, args, {name}_activation, epilogue, ctx, pool, thread);\n}}\n",
+        f"    hidden[i] = {ACTIVATIONS[kind]} * up[i];\n}}\n",
     )
 
 

@@ -63,7 +63,7 @@ def emit_attention(step: Attention, frame: Frame, what: str) -> None:
 
 def _parts(step: Attention, gpu: Gpu) -> int:
     """Return into how many parts what a token sees is cut, a power of two."""
-    heads, kv_heads = int(step.q.shape[1]), int(step.keys.shape[2])
+    heads, kv_heads = int(step.q.shape[1]), int(step.keys.shape[1])
     programs = kv_heads * -(-heads // kv_heads // _ROWS)
     return 1 << min(max(gpu.programs // programs, 2), _MOST_PARTS).bit_length() - 1
 
@@ -77,7 +77,7 @@ def _emit_parts(
     step: Attention, frame: Frame, what: str, parts: list[Buffer], rows: Rows | None
 ) -> None:
     tokens, heads, _ = step.q.shape
-    kv_heads = step.keys.shape[2]
+    kv_heads = step.keys.shape[1]
     w = Writer()
     names = [b.name for b in (*_operands(step), *parts)]
     names.append(emit_index(step.pages.shape[1], {}))
@@ -108,7 +108,7 @@ def _emit_parts(
 
 def _emit_tiles(step: Attention, frame: Frame, what: str, rows: Rows | None) -> None:
     tokens, heads, _ = step.q.shape
-    kv_heads = step.keys.shape[2]
+    kv_heads = step.keys.shape[1]
     w = Writer()
     names = [b.name for b in (*_operands(step), step.out)]
     names += [emit_index(tokens, {}), emit_index(step.pages.shape[1], {})]
@@ -174,8 +174,8 @@ def _constants(step: Attention, gpu: Gpu) -> dict[str, object]:
     first, rest = _halves(int(key_dim))
     value_first, value_rest = _halves(step.value_dim)
     return {
-        "HQ": heads, "HKV": step.keys.shape[2], "DK": key_dim, "DV": step.value_dim,
-        "DVX": step.values.shape[3], "G": step.keys.shape[1],
+        "HQ": heads, "HKV": step.keys.shape[1], "DK": key_dim, "DV": step.value_dim,
+        "DVX": step.values.shape[3], "G": step.keys.shape[2],
         "SCALE": repr(step.scale), "WINDOW": step.window or 0, "SAME": same, "D1": first,
         "D2": rest, "V1": value_first, "V2": value_rest,
         "DOT": TYPES[_operand(step, gpu).name], "PARTS": 1,

@@ -261,7 +261,7 @@ class _Capture:
             raise UnsupportedError(f"a decoder layer with {len(nodes)} attentions, not 1")
         for name, argument in zip(("keys", "values"), nodes[0].args[1:3], strict=True):
             _, heads, _, width = argument.meta["val"].shape
-            t = TensorType(self.dtype, shape_of((_B, PAGE_SIZE, int(heads), int(width))))
+            t = TensorType(self.dtype, shape_of((_B, int(heads), PAGE_SIZE, int(width))))
             importer.roles[name] = importer.state(name, t)
 
     def call(self, importer: Importer, run: Run, kind: _Kind, operands: tuple[Value, ...]) -> Value:

@@ -15,21 +15,26 @@ from ..types import TensorType
 
 @register("cache_update")
 class CacheUpdate(Op):
-    """Put `values[T,H,D]` into the cache `[B,G,H,D]` at flat slots `slots[T]` (page·G + place)."""
+    """Put `values[T,H,D]` into the cache `[B,H,G,D]` at flat slots `slots[T]` (page·G + place).
+
+    A head's rows of a page lie one after the other: attention reads them as one stream.
+    """
 
     updates = 0
 
     def infer(
         self, cache: TensorType, values: TensorType, slots: TensorType
     ) -> tuple[TensorType, ...]:
-        ok = cache.rank == 4 and values.rank == 3 and cache.shape[2:] == values.shape[1:]
+        ok = cache.rank == 4 and values.rank == 3
+        ok = ok and (cache.shape[1], cache.shape[3]) == values.shape[1:]
         ok = ok and slots.shape == values.shape[:1] and slots.dtype == I64
         expect(ok, f"cache_update of {cache} with {values} at {slots}")
         return (cache,)
 
     def reference(self, cache, values, slots):
         out = cache.copy()
-        out.reshape(-1, *cache.shape[2:])[slots] = values
+        size = cache.shape[2]
+        out[slots // size, :, slots % size] = values
         return out
 
 
@@ -37,7 +42,7 @@ class CacheUpdate(Op):
 class Attention(Op):
     """Causal attention of ragged tokens over a paged cache.
 
-    `q[T,H,D]`, `keys[B,G,Hkv,D]`, `values[B,G,Hkv,Dv']`, `positions i64[T]`, `sequence i64[T]`
+    `q[T,H,D]`, `keys[B,Hkv,G,D]`, `values[B,Hkv,G,Dv']`, `positions i64[T]`, `sequence i64[T]`
     (index of a token's sequence), `pages i64[S,P]` (the pages of every sequence) →
     `[T,H,value_dim]`. Token t sees the places 0…positions[t] of its sequence, or the last
     `window` of them; one with a negative position sees none and is zero, as is one whose scores are
@@ -62,23 +67,23 @@ class Attention(Op):
         ok = q.rank == 3 and keys.rank == 4 and values.rank == 4 and pages.rank == 2
         expect(ok, f"attention of {q} over {keys} and {values} with pages {pages}")
         ok = keys.shape[:3] == values.shape[:3] and q.shape[2] == keys.shape[3]
-        ok = ok and q.shape[1] % keys.shape[2] == 0 and self.value_dim <= values.shape[3]
+        ok = ok and q.shape[1] % keys.shape[1] == 0 and self.value_dim <= values.shape[3]
         expect(ok, f"attention heads do not fit: {q}, {keys}, {values}")
         meta = positions.shape == sequence.shape == q.shape[:1]
         expect(meta, f"attention: {positions} and {sequence} do not fit {q}")
         return (q.with_shape((*q.shape[:2], self.value_dim)),)
 
     def reference(self, q, keys, values, positions, sequence, pages):
-        group = q.shape[1] // keys.shape[2]
-        page_size = keys.shape[1]
+        group = q.shape[1] // keys.shape[1]
+        page_size = keys.shape[2]
         out = np.zeros((*q.shape[:2], self.value_dim), q.dtype)
         for t in range(q.shape[0]):
             last = int(positions[t])
             first = 0 if self.window is None else max(0, last + 1 - self.window)
             places = np.arange(first, last + 1)
-            at = pages[sequence[t], places // page_size], places % page_size
-            k = np.repeat(keys[at], group, axis=1)
-            v = np.repeat(values[at][..., : self.value_dim], group, axis=1)
+            page, place = pages[sequence[t], places // page_size], places % page_size
+            k = np.repeat(keys[page, :, place], group, axis=1)
+            v = np.repeat(values[page, :, place, : self.value_dim], group, axis=1)
             scores = np.einsum("hd,nhd->hn", q[t], k) * self.scale
             highest = scores.max(axis=1, keepdims=True, initial=-np.inf)
             weights = np.exp(scores - np.where(highest == -np.inf, 0.0, highest))

@@ -13,7 +13,7 @@ BOUND = 2e-6
 
 def attention_text(name: str, heads: str, model: str, window: str, value_dim: int) -> str:
     h, kv, d, dv = heads.split()
-    cache = f"%keys: {model}[B,{G},{kv},{d}], %values: {model}[B,{G},{kv},{dv}]"
+    cache = f"%keys: {model}[B,{kv},{G},{d}], %values: {model}[B,{kv},{G},{dv}]"
     meta = "%positions: i64[T], %sequence: i64[T], %pages: i64[S,P]"
     return f"""
     func @{name}(%q: {model}[T,{h},{d}], {meta}) state({cache}) {{
@@ -32,7 +32,7 @@ def attention_text(name: str, heads: str, model: str, window: str, value_dim: in
 def latent_text() -> str:
     """One cache for keys and values, as absorbed latent attention uses it."""
     meta = "%positions: i64[T], %sequence: i64[T], %pages: i64[S,P]"
-    cache = f"f32[B,{G},1,24]"
+    cache = f"f32[B,1,{G},24]"
     return f"""
     func @latent(%q: f32[T,6,24], {meta}) state(%cache: {cache}) {{
       %o: f32[T,6,16] = kernel(%q, %cache, %cache, %positions, %sequence, %pages)
@@ -146,16 +146,16 @@ def test_topk(compiled, reference, random_inputs):
 
 
 UPDATE = f"""graph planned
-func @main(%x: f32[T,2,6], %slots: i64[T]) state(%cache: bf16[B,{G},2,6]) {{
-  %new: bf16[B,{G},2,6] = kernel(%x, %slots, %cache) {{kind="cache_update",
-    body=func @update(%x: f32[T,2,6], %slots: i64[T]) state(%cache: bf16[B,{G},2,6]) {{
+func @main(%x: f32[T,2,6], %slots: i64[T]) state(%cache: bf16[B,2,{G},6]) {{
+  %new: bf16[B,2,{G},6] = kernel(%x, %slots, %cache) {{kind="cache_update",
+    body=func @update(%x: f32[T,2,6], %slots: i64[T]) state(%cache: bf16[B,2,{G},6]) {{
     %two: f32[] = literal() {{value=2.0, dtype=f32}}
     %y: f32[T,2,6] = mul(%x, %two)
     %a: f32[T,2,3] = slice(%y) {{axis=2, start=0, stop=3, step=1}}
     %b: f32[T,2,3] = slice(%y) {{axis=2, start=3, stop=6, step=1}}
     %j: f32[T,2,6] = concat(%b, %a) {{axis=2}}
     %c: bf16[T,2,6] = cast(%j) {{dtype=bf16}}
-    %new: bf16[B,{G},2,6] = cache_update(%cache, %c, %slots)
+    %new: bf16[B,2,{G},6] = cache_update(%cache, %c, %slots)
     return update %new
   }}}}
   return update %new

@@ -11,7 +11,7 @@ from dilu.ir.dtypes import F32
 from dilu.ir.weights import Weight
 
 LAYER = """
-func @layer(%h: f32[T,4], %scale: f32[]) state(%cache: f32[B,2,1,4])
+func @layer(%h: f32[T,4], %scale: f32[]) state(%cache: f32[B,1,2,4])
   const(%w: f32[4], %e: f32[2,4]) {
   %a: f32[T,4] = kernel(%h, %w, %scale) {kind="loops",
     body=func @layer_0(%h: f32[T,4], %w: f32[4], %scale: f32[]) {
@@ -21,14 +21,14 @@ func @layer(%h: f32[T,4], %scale: f32[]) state(%cache: f32[B,2,1,4])
   }}
   %v: f32[2,T,2] = reshape(%a) {shape=[2,<T>,2]}
   %s: f32[T,1,4] = reshape(%v) {shape=[<T>,1,4]}
-  %new: f32[B,2,1,4] = kernel(%s, %cache) {kind="cache_update",
-    body=func @layer_1(%s: f32[T,1,4]) state(%cache: f32[B,2,1,4]) {
+  %new: f32[B,1,2,4] = kernel(%s, %cache) {kind="cache_update",
+    body=func @layer_1(%s: f32[T,1,4]) state(%cache: f32[B,1,2,4]) {
     %i: i64[T] = iota() {size=<T>, dtype=i64}
-    %new: f32[B,2,1,4] = cache_update(%cache, %s, %i)
+    %new: f32[B,1,2,4] = cache_update(%cache, %s, %i)
     return update %new
   }}
   %b: f32[T,4] = kernel(%a, %e, %new) {kind="loops",
-    body=func @layer_2(%a: f32[T,4], %e: f32[2,4], %c: f32[B,2,1,4]) {
+    body=func @layer_2(%a: f32[T,4], %e: f32[2,4], %c: f32[B,1,2,4]) {
     %first: f32[1,4] = slice(%e) {axis=0, start=1, stop=2, step=1}
     %sum: f32[4] = reduce_sum(%c) {axes=[0,1,2], keepdims=false}
     %s: f32[T,4] = add(%a, %first)
@@ -43,13 +43,13 @@ func @layer(%h: f32[T,4], %scale: f32[]) state(%cache: f32[B,2,1,4])
 def text(times: int) -> str:
     layer = LAYER.strip()
     return f"""graph planned
-func @main(%x: f32[T,4], %scale: f32[]) state(%caches: f32[{times},B,2,1,4])
+func @main(%x: f32[T,4], %scale: f32[]) state(%caches: f32[{times},B,1,2,4])
   const(%w: f32[{times},4], %e: f32[{times},2,4]) {{
   %x2: f32[T,4] = kernel(%x) {{kind="loops", body=func @main_0(%x: f32[T,4]) {{
     %y: f32[T,4] = neg(%x)
     return %y
   }}}}
-  %h: f32[T,4], %caches2: f32[{times},B,2,1,4] = call(%x2, %scale, %caches, %w, %e)
+  %h: f32[T,4], %caches2: f32[{times},B,1,2,4] = call(%x2, %scale, %caches, %w, %e)
     {{times={times}, body={layer}}}
   %y: f32[T,4] = kernel(%h) {{kind="loops", body=func @main_1(%x: f32[T,4]) {{
     %y: f32[T,4] = neg(%x)
@@ -70,7 +70,7 @@ def test_calls(compiled, reference, planned, times, pieces):
     module = compiled(graph, threads=3)
     sizes = {"T": 6, "B": 5}
     rng = np.random.default_rng(0)
-    shapes = [(6, 4), (), (times, 5, 2, 1, 4), (times, 4), (times, 2, 4)]
+    shapes = [(6, 4), (), (times, 5, 1, 2, 4), (times, 4), (times, 2, 4)]
     inputs = [rng.integers(-2, 3, s).astype(F32.storage) for s in shapes]
     got = module.run("main", inputs, sizes)
     want = reference(graph, "main", inputs, sizes)

@@ -219,8 +219,8 @@ def test_products_use_stored_weights_as_they_lie(compiled):
     for name, source in sources.items():
         copies = " b = (float*)" in source or "b = (float*)space" in source
         assert copies == name.startswith(("scores", "gate_up_kn")), name
-    assert "matmul_2_f8e4m3_f32_128_128(" in sources["gate_up_kernel"]
-    assert "matmul_kn_1_f8e4m3_f32_128_128(" in sources["absorbed_kn_kernel"]
+    assert "dilu_matmul(&weights_f8e4m3_f32_128_128, 2, " in sources["gate_up_kernel"]
+    assert "matmul_kn_f8e4m3_f32_128_128(" in sources["absorbed_kn_kernel"]
     assert ".batch_rows = 144," in sources["absorbed_nk_kernel"]
     assert ".row0 = 64," in sources["absorbed_nk_kernel"]
 

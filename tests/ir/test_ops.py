@@ -41,13 +41,13 @@ def run(text: str, *inputs: np.ndarray):
          "%z: f32[5,4] = dequantize(%x, %y) {block=[4, 4], dtype=f32}", "do not fit"),
         ("%x: i8[4]", "%z: f32[4] = decode(%x) {dtype=f32, format=f8e4m3}", "takes u8 codes"),
         ("%x: i64[4]", "%z: u8[4] = encode(%x) {format=f8e4m3, saturate=true}", "takes a float"),
-        ("%x: f32[B,4,2,8], %y: f32[T,8], %i: i64[T]",
-         "%z: f32[B,4,2,8] = cache_update(%x, %y, %i)", "cache_update of"),
+        ("%x: f32[B,2,4,8], %y: f32[T,8], %i: i64[T]",
+         "%z: f32[B,2,4,8] = cache_update(%x, %y, %i)", "cache_update of"),
         ("%x: f32[T,4], %i: i64[T,2], %w: f32[T,2], %g: f32[3,2,6,4], %d: f32[3,4,5]",
          "%z: f32[T,4] = experts(%x, %i, %w, %g, %d) {activation=\"silu\"}", "experts: "),
         ("%x: f32[T,4], %i: i64[T,2], %w: f32[T,2], %g: f32[3,2,6,4], %d: f32[3,4,6]",
          "%z: f32[T,4] = experts(%x, %i, %w, %g, %d) {activation=\"wave\"}", "unknown activation"),
-        ("%q: f32[T,3,8], %k: f32[B,4,2,8], %p: i64[T], %s: i64[T], %n: i64[S,P]",
+        ("%q: f32[T,3,8], %k: f32[B,2,4,8], %p: i64[T], %s: i64[T], %n: i64[S,P]",
          "%z: f32[T,3,8] = attention(%q, %k, %k, %p, %s, %n) {scale=1.0, value_dim=8, window=none}",
          "heads do not fit"),
     ],
@@ -97,8 +97,10 @@ def test_attention_is_softmax_over_the_pages_of_a_sequence():
         q, k, v, positions, sequence, pages,
     )  # fmt: skip
     for t in range(3):
-        rows = np.concatenate([k[p] for p in pages[sequence[t]]])
-        values = np.concatenate([v[p] for p in pages[sequence[t]]])
+        rows, values = (
+            np.concatenate([cache[p].swapaxes(0, 1) for p in pages[sequence[t]]])
+            for cache in (k, v)
+        )
         first, last = max(0, positions[t] - 1), positions[t] + 1
         for head in range(4):
             scores = rows[first:last, head // 2] @ q[t, head] * 0.5
@@ -194,10 +196,10 @@ def test_integer_powers():
 def test_tokens_that_see_nothing_are_zero():
     rng = np.random.default_rng(0)
     q, k, v = (np.abs(rng.normal(size=s)).astype(np.float32)
-               for s in ((2, 1, 4), (1, 3, 1, 4), (1, 3, 1, 4)))  # fmt: skip
-    k[0, :2] = -np.inf
+               for s in ((2, 1, 4), (1, 1, 3, 4), (1, 1, 3, 4)))  # fmt: skip
+    k[0, 0, :2] = -np.inf
     (out,) = run(
-        """(%q: f32[T,1,4], %k: f32[B,3,1,4], %v: f32[B,3,1,4], %p: i64[T], %s: i64[T],
+        """(%q: f32[T,1,4], %k: f32[B,1,3,4], %v: f32[B,1,3,4], %p: i64[T], %s: i64[T],
             %n: i64[S,P]) {
   %z: f32[T,1,4] = attention(%q, %k, %v, %p, %s, %n) {scale=0.5, value_dim=4, window=none}
   return %z }""",

@@ -17,12 +17,12 @@ from dilu.passes.eliminate_dead import eliminate_dead
 MODEL = """
 graph normalized
 func @main(%x: f32[T,7], %slots: i64[T], %positions: i64[T], %sequence: i64[T], %pages: i64[S,P])
-    state(%keys: f32[2,B,4,2,5], %values: f32[2,B,4,2,4])
+    state(%keys: f32[2,B,2,4,5], %values: f32[2,B,2,4,4])
     const(%wq: f32[2,10,7], %wa: f32[2,7,7], %wb: f32[2,14,5], %wo: f32[2,7,8]) {
-  %y: f32[T,7], %keys_1: f32[2,B,4,2,5], %values_1: f32[2,B,4,2,4] =
+  %y: f32[T,7], %keys_1: f32[2,B,2,4,5], %values_1: f32[2,B,2,4,4] =
       call(%x, %slots, %positions, %sequence, %pages, %keys, %values, %wq, %wa, %wb, %wo)
       {times=2, body=func @layer(%x: f32[T,7], %slots: i64[T], %positions: i64[T],
-          %sequence: i64[T], %pages: i64[S,P]) state(%k_cache: f32[B,4,2,5], %v_cache: f32[B,4,2,4])
+          %sequence: i64[T], %pages: i64[S,P]) state(%k_cache: f32[B,2,4,5], %v_cache: f32[B,2,4,4])
           const(%wq: f32[10,7], %wa: f32[7,7], %wb: f32[14,5], %wo: f32[7,8]) {
     %q: f32[T,10] = matmul(%x, %wq) {transpose_b=true}
     %q1: f32[1,T,2,5] = reshape(%q) {shape=[1, <T>, 2, 5]}
@@ -45,8 +45,8 @@ func @main(%x: f32[T,7], %slots: i64[T], %positions: i64[T], %sequence: i64[T], 
     %v: f32[T,2,4] = reshape(%v1) {shape=[<T>, 2, 4]}
     %q3: f32[1,T,2,5] = transpose(%q2) {permutation=[0, 2, 1, 3]}
     %q4: f32[T,2,5] = reshape(%q3) {shape=[<T>, 2, 5]}
-    %k_new: f32[B,4,2,5] = cache_update(%k_cache, %k, %slots)
-    %v_new: f32[B,4,2,4] = cache_update(%v_cache, %v, %slots)
+    %k_new: f32[B,2,4,5] = cache_update(%k_cache, %k, %slots)
+    %v_new: f32[B,2,4,4] = cache_update(%v_cache, %v, %slots)
     %o: f32[T,2,4] = attention(%q4, %k_new, %v_new, %positions, %sequence, %pages)
         {scale=0.5, value_dim=4, window=none}
     %o1: f32[T,8] = reshape(%o) {shape=[<T>, 8]}
@@ -88,9 +88,9 @@ def test_latent_attention_computes_the_same():
 
 def test_the_cache_holds_the_latent():
     function = eliminate_dead(absorb_mla(parse_graph(MODEL))).functions[0]
-    assert [str(s.type) for s in function.states] == ["f32[2,B,4,1,7]"]
+    assert [str(s.type) for s in function.states] == ["f32[2,B,1,4,7]"]
     (call,) = function.nodes
-    assert [str(s.type) for s in call.op.body.states] == ["f32[B,4,1,7]"]
+    assert [str(s.type) for s in call.op.body.states] == ["f32[B,1,4,7]"]
 
 
 #: A rotary part for each head, where the model has one for all.

@@ -143,16 +143,16 @@ CASES = {
   return %y
 }""",
     "updates": """(%k: f32[T,2,4], %cos: f32[T,1,4], %v: f32[T,8], %slots: i64[T])
-    state(%keys: bf16[B,4,2,4], %values: f32[B,4,2,4]) {
+    state(%keys: bf16[B,2,4,4], %values: f32[B,2,4,4]) {
   %l: f32[T,2,2] = slice(%k) {axis=2, start=0, step=1, stop=2}
   %r: f32[T,2,2] = slice(%k) {axis=2, start=2, step=1, stop=4}
   %n: f32[T,2,2] = neg(%r)
   %c: f32[T,2,4] = concat(%n, %l) {axis=2}
   %m: f32[T,2,4] = mul(%c, %cos)
   %b: bf16[T,2,4] = cast(%m) {dtype=bf16}
-  %keys_1: bf16[B,4,2,4] = cache_update(%keys, %b, %slots)
+  %keys_1: bf16[B,2,4,4] = cache_update(%keys, %b, %slots)
   %v3: f32[T,2,4] = reshape(%v) {shape=[<T>, 2, 4]}
-  %values_1: f32[B,4,2,4] = cache_update(%values, %v3, %slots)
+  %values_1: f32[B,2,4,4] = cache_update(%values, %v3, %slots)
   return update %keys_1, %values_1
 }""",
     "costly_work_is_not_repeated": """(%p: f32[T,8], %x: f32[T,16,8]) {

@@ -135,9 +135,9 @@ def test_results_that_are_inputs_are_copied(golden, exact):
 
 def test_a_state_as_it_was_cannot_be_read_later():
     with pytest.raises(DiluError, match=r"%keys.* is read after it was updated to %keys_1"):
-        planned("""(%v: f32[T,2,4], %slots: i64[T]) state(%keys: f32[B,4,2,4]) {
-  %keys_1: f32[B,4,2,4] = cache_update(%keys, %v, %slots)
-  %a: f32[B,4,2,4] = exp(%keys)
+        planned("""(%v: f32[T,2,4], %slots: i64[T]) state(%keys: f32[B,2,4,4]) {
+  %keys_1: f32[B,2,4,4] = cache_update(%keys, %v, %slots)
+  %a: f32[B,2,4,4] = exp(%keys)
   return %a update %keys_1
 }""")
 
@@ -152,18 +152,18 @@ def test_a_state_that_is_replaced():
 
 def test_a_state_that_ends_as_it_was_before_the_update():
     with pytest.raises(DiluError, match="state %keys ends as %keys, an old version"):
-        planned("""(%v: f32[T,2,4], %slots: i64[T]) state(%keys: f32[B,4,2,4]) {
-  %new: f32[B,4,2,4] = cache_update(%keys, %v, %slots)
-  %a: f32[B,4,2,4] = exp(%new)
+        planned("""(%v: f32[T,2,4], %slots: i64[T]) state(%keys: f32[B,2,4,4]) {
+  %new: f32[B,2,4,4] = cache_update(%keys, %v, %slots)
+  %a: f32[B,2,4,4] = exp(%new)
   return %a update %keys
 }""")
 
 
 def test_states_are_updated_one_after_another():
-    graph = planned("""(%v: f32[T,2,4], %w: f32[T,2,4], %slots: i64[T]) state(%keys: f32[B,4,2,4]) {
-  %one: f32[B,4,2,4] = cache_update(%keys, %v, %slots)
-  %two: f32[B,4,2,4] = cache_update(%one, %w, %slots)
-  %a: f32[B,4,2,4] = exp(%two)
+    graph = planned("""(%v: f32[T,2,4], %w: f32[T,2,4], %slots: i64[T]) state(%keys: f32[B,2,4,4]) {
+  %one: f32[B,2,4,4] = cache_update(%keys, %v, %slots)
+  %two: f32[B,2,4,4] = cache_update(%one, %w, %slots)
+  %a: f32[B,2,4,4] = exp(%two)
   return %a update %two
 }""")
     assert graph.functions[0].arena == ()

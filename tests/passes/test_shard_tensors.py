@@ -28,15 +28,15 @@ from dilu.passes.shard_tensors import _step, shard_tensors
 MODEL = """
 graph legalized
 func @main(%t: i64[T], %p: i64[T], %s: i64[T], %g: i64[S,P], %at: i64[T])
-    state(%k: f32[2,B,4,2,6], %v: f32[2,B,4,2,6])
+    state(%k: f32[2,B,2,4,6], %v: f32[2,B,2,4,6])
     const(%emb: f32[16,8], %q: u8[2,24,8], %qs: f32[2,5,2], %kw: f32[2,12,8], %b: f32[2,24],
     %o: u8[2,8,24], %os: f32[2,1,5], %r: f32[2,3,8], %gu: f32[2,3,2,4,8], %d: f32[2,3,8,4],
     %up: f32[2,12,8], %down: f32[2,8,12], %head: f32[16,8]) {
   %x: f32[T,8] = take(%emb, %t)
-  %y: f32[T,8], %k2: f32[2,B,4,2,6], %v2: f32[2,B,4,2,6] =
+  %y: f32[T,8], %k2: f32[2,B,2,4,6], %v2: f32[2,B,2,4,6] =
       call(%x, %p, %s, %g, %at, %k, %v, %q, %qs, %kw, %b, %o, %os, %r, %gu, %d, %up, %down)
       {times=2, body=func @layer(%x: f32[T,8], %p: i64[T], %s: i64[T], %g: i64[S,P], %at: i64[T])
-      state(%k: f32[B,4,2,6], %v: f32[B,4,2,6]) const(%q: u8[24,8], %qs: f32[5,2], %kw: f32[12,8],
+      state(%k: f32[B,2,4,6], %v: f32[B,2,4,6]) const(%q: u8[24,8], %qs: f32[5,2], %kw: f32[12,8],
       %b: f32[24], %o: u8[8,24], %os: f32[1,5], %r: f32[3,8], %gu: f32[3,2,4,8], %d: f32[3,8,4],
       %up: f32[12,8], %down: f32[8,12]) {
     %qw: f32[24,8] = decode(%q) {dtype=f32, format=f8e4m3}
@@ -46,8 +46,8 @@ func @main(%t: i64[T], %p: i64[T], %s: i64[T], %g: i64[S,P], %at: i64[T])
     %h: f32[T,4,6] = reshape(%mb) {shape=[<T>, 4, 6]}
     %n: f32[T,12] = matmul(%x, %kw) {transpose_b=true}
     %nh: f32[T,2,6] = reshape(%n) {shape=[<T>, 2, 6]}
-    %k1: f32[B,4,2,6] = cache_update(%k, %nh, %at)
-    %v1: f32[B,4,2,6] = cache_update(%v, %nh, %at)
+    %k1: f32[B,2,4,6] = cache_update(%k, %nh, %at)
+    %v1: f32[B,2,4,6] = cache_update(%v, %nh, %at)
     %a: f32[T,4,6] = attention(%h, %k1, %v1, %p, %s, %g) {scale=0.4, value_dim=6, window=none}
     %af: f32[T,24] = reshape(%a) {shape=[<T>, 24]}
     %ow: f32[8,24] = decode(%o) {dtype=f32, format=f8e4m3}
@@ -100,7 +100,7 @@ def inputs(rng: np.random.Generator, heads: int) -> list[np.ndarray]:
     positions = np.array([0, 1, 2, 3, 4, 0, 1])
     pages = np.array([[0, 1], [2, 0]])
     slots = pages[sequence, positions // 4] * 4 + positions % 4
-    caches = [np.zeros((2, 3, 4, heads, 6)) for _ in range(2)]
+    caches = [np.zeros((2, 3, heads, 4, 6)) for _ in range(2)]
     return [rng.integers(0, 16, 7), positions, sequence, pages, slots, *caches]
 
 
@@ -132,7 +132,7 @@ def test_ranks_together_compute_what_one_does():
         np.testing.assert_allclose(logits, alone[0], rtol=1e-9)
     for number in (1, 2):  # every rank has the caches of its own heads
         parts = [out[number] for out in outputs]
-        np.testing.assert_allclose(np.concatenate(parts, 3), alone[number], rtol=1e-9)
+        np.testing.assert_allclose(np.concatenate(parts, 2), alone[number], rtol=1e-9)
 
 
 def test_fused_and_planned_graphs_compute_the_same():

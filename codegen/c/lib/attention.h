@@ -124,17 +124,60 @@ DILU_INLINE void dilu_cache_row(int format, const char* from, int64_t count, int
   for (; i < width; i++) to[i] = 0.0f;
 }
 
-/* Loads positions begin..end (a part of one tile) of a sequence; tile rows count from `tile`. */
+/* A walk over the positions of a sequence: where the key and the value of one lie. */
+typedef struct {
+  const dilu_attention_args* a;
+  int64_t sequence, head, size, page, slot; /* page: of the sequence; size: bytes of a value */
+  const char *k, *v;
+} dilu_cache_walk;
+
+DILU_INLINE void dilu_cache_enter(dilu_cache_walk* w) {
+  const dilu_attention_args* a = w->a;
+  int64_t page = dilu_integer(a->block_tables, a->block_bytes, w->sequence * a->block_stride + w->page);
+  w->k = (const char*)a->k + (page * a->k_page_stride + w->slot * a->k_slot_stride + w->head * a->k_head_stride) * w->size;
+  w->v = (const char*)a->v + (page * a->v_page_stride + w->slot * a->v_slot_stride + w->head * a->v_head_stride) * w->size;
+}
+
+DILU_INLINE dilu_cache_walk dilu_cache_begin(const dilu_attention_args* a, int64_t sequence, int64_t head, int64_t position, int64_t size) {
+  dilu_cache_walk w = {a, sequence, head, size, position / a->page_size, position % a->page_size, 0, 0};
+  dilu_cache_enter(&w);
+  return w;
+}
+
+/* Goes on to the next position, which must be one of the sequence. */
+DILU_INLINE void dilu_cache_next(dilu_cache_walk* w) {
+  if (++w->slot == w->a->page_size) {
+    w->page++;
+    w->slot = 0;
+    dilu_cache_enter(w);
+  } else {
+    w->k += w->a->k_slot_stride * w->size;
+    w->v += w->a->v_slot_stride * w->size;
+  }
+}
+
+/* Fetches a row of the cache. */
+DILU_INLINE void dilu_cache_fetch(const char* row, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += DILU_LINE) __builtin_prefetch(row + at);
+}
+
+/* Loads positions begin..end (a part of one tile) of a sequence, and fetches those a tile further on that
+ * are before `fetch`; tile rows count from `tile`. */
 DILU_INLINE void dilu_attention_load(int format, const dilu_attention_args* a, const dilu_attention_space* s, int64_t sequence,
-                                     int64_t head, int64_t tile, int64_t begin, int64_t end) {
+                                     int64_t head, int64_t tile, int64_t begin, int64_t end, int64_t fetch) {
   const int64_t size = dilu_size(format);
-  for (int64_t i = begin; i < end; i++) {
-    int64_t page = dilu_integer(a->block_tables, a->block_bytes, sequence * a->block_stride + i / a->page_size), slot = i % a->page_size;
-    const char* k = (const char*)a->k + (page * a->k_page_stride + slot * a->k_slot_stride + head * a->k_head_stride) * size;
-    dilu_cache_row(format, k, a->Dk, s->k_width, s->k + (i - tile) * s->k_width);
-    if (!a->v) continue;
-    const char* v = (const char*)a->v + (page * a->v_page_stride + slot * a->v_slot_stride + head * a->v_head_stride) * size;
-    dilu_cache_row(format, v, a->Dv, s->v_width, s->v + (i - tile) * s->v_width);
+  dilu_cache_walk at = dilu_cache_begin(a, sequence, head, begin, size);
+  for (int64_t i = begin;; dilu_cache_next(&at)) {
+    dilu_cache_row(format, at.k, a->Dk, s->k_width, s->k + (i - tile) * s->k_width);
+    if (a->v) dilu_cache_row(format, at.v, a->Dv, s->v_width, s->v + (i - tile) * s->v_width);
+    if (++i == end) break;
+  }
+  if (begin + DILU_KEYS >= fetch) return;
+  at = dilu_cache_begin(a, sequence, head, begin + DILU_KEYS, size);
+  for (int64_t i = begin + DILU_KEYS;; dilu_cache_next(&at)) {
+    dilu_cache_fetch(at.k, a->Dk * size);
+    if (a->v) dilu_cache_fetch(at.v, a->Dv * size);
+    if (++i == end + DILU_KEYS || i == fetch) break;
   }
 }
 
@@ -169,34 +212,59 @@ DILU_NOINLINE void dilu_scores(const dilu_attention_space* s, int64_t rows, int6
     }
 }
 
-/* Turns a row's scores of the tile at position `tile` into weights; returns the factor by which what the
- * row has summed so far decays. Keys outside the row's positions get weight zero. */
-DILU_INLINE float dilu_softmax_row(float* restrict p, int64_t tile, int64_t first, int64_t last, float scale, float* restrict maximum,
-                                   float* restrict sum) {
+/* dilu_expf of every lane, operation by operation. */
+DILU_INLINE v_f32 dilu_exp_lanes(v_f32 x) {
+  const v_f32 magic = v_set(0x1.8p23f);
+  x = v_max(v_set(-105.0f), v_min(v_set(89.0f), x));
+  v_f32 shifted = v_fma(x, v_set(1.44269504f), magic), n = v_sub(shifted, magic);
+  v_f32 r = v_fma(n, v_set(2.12194440e-4f), v_fma(n, v_set(-0.693359375f), x));
+  v_f32 p = v_fma(v_set(1.9875691500e-4f), r, v_set(1.3981999507e-3f));
+  p = v_fma(p, r, v_set(8.3334519073e-3f));
+  p = v_fma(p, r, v_set(4.1665795894e-2f));
+  p = v_fma(p, r, v_set(1.6666665459e-1f));
+  p = v_fma(p, r, v_set(5.0000001201e-1f));
+  p = v_add(v_fma(p, v_mul(r, r), r), v_set(1.0f));
+  v_bits exponent = v_sub32(v_as_bits(shifted), v_as_bits(magic)), half = v_sra32(exponent, 1), bias = v_bits_set32(127);
+  v_f32 first = v_as_f32(v_shl32(v_add32(half, bias), 23));
+  v_f32 second = v_as_f32(v_shl32(v_add32(v_sub32(exponent, half), bias), 23));
+  return v_mul(v_mul(p, first), second);
+}
+
+/* Turns a row's scores of the tile at position `tile` into weights, whose sum `fresh` gets. What the row
+ * has summed so far decays by exp(*decay). Keys outside the row's positions get weight zero. */
+DILU_INLINE void dilu_softmax_row(float* p, int64_t tile, int64_t first, int64_t last, v_f32 scale, float* maximum, float* fresh,
+                                  float* decay) {
+  v_f32 score[DILU_KEYS / DILU_LANES], top = v_set(*maximum), total = v_zero();
   if (tile > last || tile + DILU_KEYS <= first) { /* nothing here for this row */
     memset(p, 0, DILU_KEYS * sizeof(float));
-    return 1.0f;
+    *fresh = *decay = 0.0f;
+    return;
   }
-  float lanes[DILU_LANES], total[DILU_LANES] = {0}, highest = *maximum;
-  int32_t low = (int32_t)(first > tile ? first - tile : 0), high = (int32_t)(last - tile < DILU_KEYS ? last - tile : DILU_KEYS);
-  for (int j = 0; j < DILU_LANES; j++) lanes[j] = *maximum;
-  for (int i = 0; i < DILU_KEYS; i++) p[i] = dilu_select(i >= low && i <= high, p[i] * scale, -__builtin_inff());
-  for (int i = 0; i < DILU_KEYS; i += DILU_LANES)
-    for (int j = 0; j < DILU_LANES; j++) lanes[j] = dilu_select(p[i + j] > lanes[j], p[i + j], lanes[j]);
-  for (int j = 0; j < DILU_LANES; j++) highest = lanes[j] > highest ? lanes[j] : highest;
-  float from = highest > -__builtin_inff() ? highest : 0.0f; /* scores may all be -inf so far */
-  for (int i = 0; i < DILU_KEYS; i++) p[i] = dilu_expf(p[i] - from);
-  for (int i = 0; i < DILU_KEYS; i += DILU_LANES)
-    for (int j = 0; j < DILU_LANES; j++) total[j] += p[i + j];
-  float decay = dilu_expf(*maximum - from);
-  *sum = DILU_FMAF(*sum, decay, v_hsum(v_load(total)));
+  for (int i = 0; i < DILU_KEYS / DILU_LANES; i++) score[i] = v_mul(v_load(p + i * DILU_LANES), scale);
+  if (first > tile || last - tile < DILU_KEYS - 1) {
+    for (int i = 0; i < DILU_KEYS / DILU_LANES; i++) v_store(p + i * DILU_LANES, score[i]);
+    for (int64_t i = 0; i < DILU_KEYS; i++)
+      if (tile + i < first || tile + i > last) p[i] = -__builtin_inff();
+    for (int i = 0; i < DILU_KEYS / DILU_LANES; i++) score[i] = v_load(p + i * DILU_LANES);
+  }
+  for (int i = 0; i < DILU_KEYS / DILU_LANES; i++) top = v_max(score[i], top);
+  float highest = v_hmax(top), from = highest > -__builtin_inff() ? highest : 0.0f; /* scores may all be -inf so far */
+  for (int i = 0; i < DILU_KEYS / DILU_LANES; i++) {
+    score[i] = dilu_exp_lanes(v_sub(score[i], v_set(from)));
+    v_store(p + i * DILU_LANES, score[i]);
+    total = v_add(total, score[i]);
+  }
+  *fresh = v_hsum(total);
+  *decay = *maximum - from;
   *maximum = highest;
-  return decay;
 }
 
 DILU_NOINLINE void dilu_softmax(const dilu_attention_space* s, int64_t rows, int64_t tile, float scale) {
+  float fresh[DILU_QUERIES];
   for (int64_t r = 0; r < rows; r++)
-    s->decay[r] = dilu_softmax_row(s->p + r * DILU_KEYS, tile, s->first[r], s->last[r], scale, s->maximum + r, s->sum + r);
+    dilu_softmax_row(s->p + r * DILU_KEYS, tile, s->first[r], s->last[r], v_set(scale), s->maximum + r, fresh + r, s->decay + r);
+  for (int64_t r = 0; r < rows; r += DILU_LANES) v_store(s->decay + r, dilu_exp_lanes(v_load(s->decay + r)));
+  for (int64_t r = 0; r < rows; r++) s->sum[r] = DILU_FMAF(s->sum[r], s->decay[r], fresh[r]);
 }
 
 /* o = o * decay + p . v for `count` rows and 32 columns. */
@@ -270,7 +338,7 @@ DILU_INLINE void dilu_attention_block(int format, const dilu_attention_args* a, 
   }
   for (int64_t tile = begin / DILU_KEYS * DILU_KEYS; tile < end; tile += DILU_KEYS) {
     int64_t from = begin > tile ? begin : tile, to = end < tile + DILU_KEYS ? end : tile + DILU_KEYS;
-    dilu_attention_load(format, a, s, sequence, head, tile, from, to);
+    dilu_attention_load(format, a, s, sequence, head, tile, from, to, end);
     dilu_scores(s, rows, from - tile, to - tile);
     dilu_softmax(s, rows, tile, a->scale);
     dilu_values(s, rows, from - tile, to - tile);

@@ -3,10 +3,10 @@
  * out[t] = sum over slots s, in order, of routing[t,s] * down_e . activation(gate_e . x[t], up_e . x[t])
  * with e = indices[t,s]. A slot whose index is outside 0..E-1 contributes nothing.
  *
- * void dilu_experts(dilu_weight_type gate_up, dilu_weight_type down, const dilu_experts_args* args,
- *                   dilu_gated activation, dilu_epilogue epilogue, const void* ctx,
- *                   dilu_pool* pool, int thread)
- *   gate_up, down  compile-time constants, see matmul.h
+ * void dilu_experts(const dilu_weight_kernels* gate_up, const dilu_weight_kernels* down,
+ *                   const dilu_experts_args* args, dilu_gated activation, dilu_epilogue epilogue,
+ *                   const void* ctx, dilu_pool* pool, int thread)
+ *   gate_up, down  kernels for the types of the weights, see matmul.h
  *   activation     activation(ctx, count, gate, up, hidden): hidden[i] = f(gate[i]) * up[i] or the like;
  *                  hidden may be written at will, gate and up only read
  *   epilogue       epilogue(ctx, token, col, count, acc, NULL) for strips of the result
@@ -118,42 +118,44 @@ DILU_INLINE void dilu_experts_hidden(int down_format, dilu_gated activation, con
   dilu_pack_strip(down_format, hidden, col, count, I, packed);
 }
 
-_Static_assert(DILU_STRIP >= DILU_PANEL_ROWS, "a strip of hidden values holds any strip of results");
-
 /* One of the two products for all experts: tasks are (expert, strip of N columns). With two weights
  * (gate and up) results go through the activation to the hidden rows, with one (down) to y. `divisor`
  * maps an entry to its row of x. */
-DILU_INLINE void dilu_experts_product(dilu_weight_type type, int weights, int down_format, dilu_gated activation, const void* ctx,
-                                      const dilu_experts_args* a, const dilu_experts_space* s, const void* const* codes,
-                                      const void* const* scales, int64_t scale_stride, int64_t N, int64_t K, const float* x,
-                                      int64_t x_stride, int64_t divisor, dilu_pool* pool, int thread) {
-  int64_t active = s->active[a->E], cols = DILU_PANEL_ROWS;
-  while (cols > 12 && active * dilu_ceil(N, cols) < 4 * dilu_pool_threads(pool)) cols /= 2;
+DILU_NOINLINE void dilu_experts_product(const dilu_weight_kernels* kernels, int weights, int down_format, dilu_gated activation,
+                                        const void* ctx, const dilu_experts_args* a, const dilu_experts_space* s,
+                                        const void* const* codes, const void* const* scales, int64_t scale_stride, int64_t N, int64_t K,
+                                        const float* x, int64_t x_stride, int64_t divisor, dilu_pool* pool, int thread) {
+  const dilu_weight_type type = kernels->type;
+  int64_t active = s->active[a->E], entries = s->offsets[a->E];
+  int64_t cols = entries <= active * DILU_FEW_ROWS ? dilu_few_cols(type.format, K) : DILU_STRIP;
+  while (cols >= 32 && active * dilu_ceil(N, cols) < 4 * dilu_pool_threads(pool)) cols = cols / 8 * 4;
   int64_t strips = dilu_ceil(N, cols);
   dilu_matmul_space* space = s->spaces + thread;
   dilu_loop loop = dilu_loop_begin(pool, thread, active * strips);
   for (int64_t task; (task = dilu_loop_next(&loop)) >= 0;) {
     int64_t e = s->active[task / strips], n0 = task % strips * cols, n1 = n0 + cols < N ? n0 + cols : N;
+    int64_t count = s->offsets[e + 1] - s->offsets[e];
     dilu_matrix w[2];
     for (int i = 0; i < weights; i++)
       w[i] = (dilu_matrix){codes[e * weights + i], scales ? scales[e * weights + i] : 0, K, scale_stride};
     dilu_rows rows = {x, x_stride, s->order + s->offsets[e], divisor};
-    dilu_part part = dilu_parts(type, K, n0, n1, 0, s->offsets[e + 1] - s->offsets[e]);
-    while (dilu_parts_next(&part)) {
-      dilu_part_compute(type, weights, w, 0, K, &rows, &part, space);
-      for (int64_t m = part.m; m < part.m_end; m++) {
-        const float *acc0 = space->results[0] + (m - part.m) * part.stride, *acc1 = space->results[1] + (m - part.m) * part.stride;
-        int64_t entry = rows.rows[m], count = part.n_end - part.n;
+    dilu_part part = {0, n0, n0, 0, count};
+    space->kept[0] = space->kept[1] = -1;
+    while (dilu_part_next(type, &part, count, n1)) {
+      dilu_part_compute(kernels, weights, w, K, &rows, &part, dilu_block_of(type, part.n0), space);
+      for (int64_t m = part.m0; m < part.m1; m++) {
+        const float *acc0 = space->results[0] + (m - part.m0) * DILU_STRIP, *acc1 = space->results[1] + (m - part.m0) * DILU_STRIP;
+        int64_t entry = rows.rows[m], columns = part.n1 - part.n0;
         if (weights == 2)
-          dilu_experts_hidden(down_format, activation, ctx, part.n, count, N, acc0, acc1, s->hidden + entry * dilu_packed_length(N));
+          dilu_experts_hidden(down_format, activation, ctx, part.n0, columns, N, acc0, acc1, s->hidden + entry * dilu_packed_length(N));
         else
-          memcpy(s->y + entry * N + part.n, acc0, (size_t)count * sizeof(float));
+          memcpy(s->y + entry * N + part.n0, acc0, (size_t)columns * sizeof(float));
       }
     }
   }
 }
 
-DILU_INLINE void dilu_experts_combine(const dilu_experts_args* a, const dilu_experts_space* s, int64_t t0, int64_t tokens,
+DILU_NOINLINE void dilu_experts_combine(const dilu_experts_args* a, const dilu_experts_space* s, int64_t t0, int64_t tokens,
                                       dilu_epilogue epilogue, const void* ctx, dilu_pool* pool, int thread) {
   int64_t strips = dilu_ceil(a->H, DILU_COMBINE_STRIP);
   dilu_loop loop = dilu_loop_begin(pool, thread, tokens * strips);
@@ -171,17 +173,17 @@ DILU_INLINE void dilu_experts_combine(const dilu_experts_args* a, const dilu_exp
   }
 }
 
-DILU_INLINE void dilu_experts(dilu_weight_type gate_up, dilu_weight_type down, const dilu_experts_args* a, dilu_gated activation,
-                              dilu_epilogue epilogue, const void* ctx, dilu_pool* pool, int thread) {
+DILU_NOINLINE void dilu_experts(const dilu_weight_kernels* gate_up, const dilu_weight_kernels* down, const dilu_experts_args* a,
+                                dilu_gated activation, dilu_epilogue epilogue, const void* ctx, dilu_pool* pool, int thread) {
   dilu_experts_space space = dilu_experts_layout(a, dilu_pool_threads(pool));
   for (int64_t t0 = 0; t0 < a->T; t0 += DILU_EXPERT_TOKENS) {
     int64_t tokens = a->T - t0 < DILU_EXPERT_TOKENS ? a->T - t0 : DILU_EXPERT_TOKENS;
     if (thread == 0) dilu_experts_sort(a, &space, t0, tokens, pool->counts);
     dilu_barrier(pool, thread);
-    dilu_experts_product(gate_up, 2, down.format, activation, ctx, a, &space, a->gate_up_codes, a->gate_up_scales,
+    dilu_experts_product(gate_up, 2, down->type.format, activation, ctx, a, &space, a->gate_up_codes, a->gate_up_scales,
                          a->gate_up_scale_stride, a->I, a->H, a->x + t0 * a->x_stride, a->x_stride, a->k, pool, thread);
     dilu_barrier(pool, thread);
-    dilu_experts_product(down, 1, down.format, activation, ctx, a, &space, a->down_codes, a->down_scales, a->down_scale_stride,
+    dilu_experts_product(down, 1, down->type.format, activation, ctx, a, &space, a->down_codes, a->down_scales, a->down_scale_stride,
                          a->H, a->I, space.hidden, dilu_packed_length(a->I), 1, pool, thread);
     dilu_barrier(pool, thread);
     dilu_experts_combine(a, &space, t0, tokens, epilogue, ctx, pool, thread);

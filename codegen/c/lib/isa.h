@@ -7,11 +7,15 @@
  * 16-bit words), and these functions, with the same lane order and the same order of additions:
  *
  *   v_load(p) v_store(p, v) v_set(x) v_zero()    p: any alignment
- *   v_mul(a, b)  v_fma(a, b, c)                  a*b+c; the baseline rounds twice
+ *   v_add(a, b) v_sub(a, b) v_mul(a, b)
+ *   v_fma(a, b, c)                               a*b+c; the baseline rounds twice
+ *   v_max(a, b) v_min(a, b)                      b where one of them is NaN
+ *   v_hmax(v)                                    the largest; no lane is NaN
  *   v_hsum(v)                                    ((v0+v1)+(v2+v3)) + ((v4+v5)+(v6+v7))
  *   v_hsum4(a, b, c, d, out)                     the v_hsum of four vectors
  *   v_bits_load(p) v_bits_zero() v_bits_set8/16/32(x)
- *   v_and(a, b) v_or(a, b) v_as_f32(bits)
+ *   v_and(a, b) v_or(a, b) v_as_f32(bits) v_as_bits(f32)
+ *   v_add32(a, b) v_sub32(a, b)
  *   v_shl16(v, n) v_sra16(v, n) v_shl32(v, n) v_sra32(v, n)   left; right with the sign
  *   v_bytes_max(a, b)                            per byte, unsigned
  *   v_bytes_any_ge(v, limit)                     whether any byte >= limit

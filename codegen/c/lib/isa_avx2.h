@@ -11,6 +11,10 @@ DILU_INLINE v_f32 v_load(const void* p) { return _mm256_loadu_ps((const float*)p
 DILU_INLINE void v_store(float* p, v_f32 v) { _mm256_storeu_ps(p, v); }
 DILU_INLINE v_f32 v_set(float x) { return _mm256_set1_ps(x); }
 DILU_INLINE v_f32 v_zero(void) { return _mm256_setzero_ps(); }
+DILU_INLINE v_f32 v_add(v_f32 a, v_f32 b) { return _mm256_add_ps(a, b); }
+DILU_INLINE v_f32 v_sub(v_f32 a, v_f32 b) { return _mm256_sub_ps(a, b); }
+DILU_INLINE v_f32 v_max(v_f32 a, v_f32 b) { return _mm256_max_ps(a, b); }
+DILU_INLINE v_f32 v_min(v_f32 a, v_f32 b) { return _mm256_min_ps(a, b); }
 DILU_INLINE v_f32 v_mul(v_f32 a, v_f32 b) { return _mm256_mul_ps(a, b); }
 DILU_INLINE v_f32 v_fma(v_f32 a, v_f32 b, v_f32 c) { return _mm256_fmadd_ps(a, b, c); }
 
@@ -24,6 +28,12 @@ DILU_INLINE float v_hsum(v_f32 v) {
   return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(quarters), _mm256_extractf128_ps(quarters, 1)));
 }
 
+DILU_INLINE float v_hmax(v_f32 v) {
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
 DILU_INLINE v_bits v_bits_load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
 DILU_INLINE v_bits v_bits_zero(void) { return _mm256_setzero_si256(); }
 DILU_INLINE v_bits v_bits_set8(uint8_t x) { return _mm256_set1_epi8((char)x); }
@@ -32,6 +42,9 @@ DILU_INLINE v_bits v_bits_set32(uint32_t x) { return _mm256_set1_epi32((int)x); 
 DILU_INLINE v_bits v_and(v_bits a, v_bits b) { return _mm256_and_si256(a, b); }
 DILU_INLINE v_bits v_or(v_bits a, v_bits b) { return _mm256_or_si256(a, b); }
 DILU_INLINE v_f32 v_as_f32(v_bits v) { return _mm256_castsi256_ps(v); }
+DILU_INLINE v_bits v_as_bits(v_f32 v) { return _mm256_castps_si256(v); }
+DILU_INLINE v_bits v_add32(v_bits a, v_bits b) { return _mm256_add_epi32(a, b); }
+DILU_INLINE v_bits v_sub32(v_bits a, v_bits b) { return _mm256_sub_epi32(a, b); }
 DILU_INLINE v_bits v_shl16(v_bits v, int n) { return _mm256_slli_epi16(v, n); }
 DILU_INLINE v_bits v_sra16(v_bits v, int n) { return _mm256_srai_epi16(v, n); }
 DILU_INLINE v_bits v_shl32(v_bits v, int n) { return _mm256_slli_epi32(v, n); }

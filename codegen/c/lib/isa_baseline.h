@@ -29,6 +29,19 @@ DILU_INLINE v_f32 v_load(const void* p) {
 DILU_INLINE void v_store(float* p, v_f32 v) { memcpy(p, &v, sizeof v); }
 DILU_INLINE v_f32 v_set(float x) { return (v_f32){{x, x, x, x}, {x, x, x, x}}; }
 DILU_INLINE v_f32 v_zero(void) { return v_set(0.0f); }
+DILU_INLINE v_f32 v_add(v_f32 a, v_f32 b) { return (v_f32){a.low + b.low, a.high + b.high}; }
+DILU_INLINE v_f32 v_sub(v_f32 a, v_f32 b) { return (v_f32){a.low - b.low, a.high - b.high}; }
+
+/* Lanes of a where the mask is set, else of b. */
+DILU_INLINE dilu_q_f32 dilu_q_select(dilu_q_u32 mask, dilu_q_f32 a, dilu_q_f32 b) {
+  return (dilu_q_f32)((mask & (dilu_q_u32)a) | (~mask & (dilu_q_u32)b));
+}
+DILU_INLINE v_f32 v_max(v_f32 a, v_f32 b) {
+  return (v_f32){dilu_q_select((dilu_q_u32)(a.low > b.low), a.low, b.low), dilu_q_select((dilu_q_u32)(a.high > b.high), a.high, b.high)};
+}
+DILU_INLINE v_f32 v_min(v_f32 a, v_f32 b) {
+  return (v_f32){dilu_q_select((dilu_q_u32)(a.low < b.low), a.low, b.low), dilu_q_select((dilu_q_u32)(a.high < b.high), a.high, b.high)};
+}
 DILU_INLINE v_f32 v_mul(v_f32 a, v_f32 b) { return (v_f32){a.low * b.low, a.high * b.high}; }
 DILU_INLINE v_f32 v_fma(v_f32 a, v_f32 b, v_f32 c) { return (v_f32){a.low * b.low + c.low, a.high * b.high + c.high}; }
 
@@ -43,6 +56,15 @@ DILU_INLINE void v_hsum4(v_f32 a, v_f32 b, v_f32 c, v_f32 d, float* out) {
   out[3] = v_hsum(d);
 }
 
+DILU_INLINE float v_hmax(v_f32 v) {
+  float top = v.low[0];
+  for (int i = 1; i < 8; i++) {
+    float lane = i < 4 ? v.low[i] : v.high[i - 4];
+    top = lane > top ? lane : top;
+  }
+  return top;
+}
+
 DILU_INLINE v_bits v_bits_load(const void* p) {
   v_bits v;
   memcpy(&v, p, sizeof v);
@@ -55,6 +77,9 @@ DILU_INLINE v_bits v_bits_zero(void) { return v_bits_set32(0); }
 DILU_INLINE v_bits v_and(v_bits a, v_bits b) { return (v_bits){a.low & b.low, a.high & b.high}; }
 DILU_INLINE v_bits v_or(v_bits a, v_bits b) { return (v_bits){a.low | b.low, a.high | b.high}; }
 DILU_INLINE v_f32 v_as_f32(v_bits v) { return (v_f32){(dilu_q_f32)v.low, (dilu_q_f32)v.high}; }
+DILU_INLINE v_bits v_as_bits(v_f32 v) { return (v_bits){(dilu_q_u32)v.low, (dilu_q_u32)v.high}; }
+DILU_INLINE v_bits v_add32(v_bits a, v_bits b) { return (v_bits){a.low + b.low, a.high + b.high}; }
+DILU_INLINE v_bits v_sub32(v_bits a, v_bits b) { return (v_bits){a.low - b.low, a.high - b.high}; }
 
 #define DILU_HALVES(type, operation) \
   (v_bits) { (dilu_q_u32)((type)v.low operation), (dilu_q_u32)((type)v.high operation) }

@@ -3,8 +3,8 @@
  *   formats.h     storage formats, exact codecs            elementary.h  exp, sigmoid, tanh, erf
  *   isa*.h        vectors and instruction tables           pool.h        threads, barriers, task loops
  *   group.h       groups of 32 weights; packed activations
- *   matmul.h      products with stored weights             experts.h     grouped experts
- *   attention.h   paged attention
+ *   weights.h     stored weights and their scales          matmul*.h     products with them
+ *   experts.h     grouped experts                          attention.h   paged attention
  *
  * Compile with -std=gnu11 -O3 -ffp-contract=off and without relaxed floating-point flags: the sum orders
  * and subnormal numbers that the headers promise are part of the results. Little-endian machines only.
@@ -19,6 +19,7 @@
 #include "group.h"
 #include "isa.h"
 #include "matmul.h"
+#include "matmul_kn.h"
 #include "pool.h"
 
 #endif

@@ -13,6 +13,9 @@
  *   dilu_loop dilu_loop_begin(pool, thread, n)   shares tasks 0..n-1 among the threads:
  *   int64_t dilu_loop_next(&loop)                  the next task of this thread, -1 after the last
  *
+ * Each thread has a contiguous range of a loop's tasks, which it does in order, so that it reads memory
+ * in order; when it is done, it takes tasks from the ends of the others' ranges.
+ *
  * A NULL pool means "this thread alone" everywhere. Every thread must run the same loops in the same
  * order; who executes which task is not fixed, so a task's result must not depend on it.
  *
@@ -34,10 +37,20 @@
 #define DILU_LOOPS 16
 #define DILU_LINE 64
 
+/* How many tasks of a thread's range are taken: from its front in the lower half, from its end in the
+ * upper half. Whoever counts up from a sum below the range's length has taken one. */
 typedef struct {
-  int64_t value;
-  char pad[DILU_LINE - sizeof(int64_t)];
-} dilu_padded;
+  uint64_t taken;
+  char pad[DILU_LINE - sizeof(uint64_t)];
+} dilu_range;
+
+/* A thread's ranges of the loops begun since the last barrier. Phases between barriers use the two halves
+ * in turn, so that a thread can clear what the phase before has used. */
+typedef struct {
+  _Alignas(DILU_LINE) int64_t loops[2];
+  int64_t half;
+  dilu_range ranges[2][DILU_LOOPS];
+} dilu_ranges;
 
 typedef struct dilu_pool {
   uint32_t arrived; /* barrier */
@@ -46,8 +59,7 @@ typedef struct dilu_pool {
   char pad1[DILU_LINE - 4];
   uint32_t runs; /* counts dilu_pool_run calls; workers wait for a change */
   char pad2[DILU_LINE - 4];
-  dilu_padded tickets[DILU_LOOPS]; /* next unclaimed task of each loop */
-  dilu_padded* loops;              /* [threads]: loops begun since the last barrier */
+  dilu_ranges* shares; /* [threads] */
   int64_t* counts; /* where the next block of experts adds up its entries, by expert, or NULL */
   int threads, started, stop, sleepers;
   void (*fn)(void*, int, int);
@@ -58,8 +70,9 @@ typedef struct dilu_pool {
 } dilu_pool;
 
 typedef struct {
-  int64_t* ticket; /* NULL: static split */
-  int64_t next, step, end;
+  dilu_pool* pool; /* NULL: tasks next, next + step.. below `tasks` are this thread's */
+  int64_t next, step, tasks;
+  int thread, slot, half, victim; /* whose range is next: this thread's, then the others' in turn */
 } dilu_loop;
 
 DILU_INLINE void dilu_pause(void) {
@@ -114,12 +127,14 @@ DILU_INLINE int dilu_pool_threads(const dilu_pool* pool) { return pool ? pool->t
 
 DILU_NOINLINE void dilu_barrier(dilu_pool* pool, int thread) {
   if (!pool || pool->threads == 1) return;
-  int64_t loops = pool->loops[thread].value;
-  pool->loops[thread].value = 0;
+  dilu_ranges* share = &pool->shares[thread];
+  /* Nobody takes tasks of the phase before this one any more, and nobody does of the next one yet. */
+  share->half = 1 - share->half;
+  for (int64_t i = 0; i < share->loops[share->half] && i < DILU_LOOPS; i++)
+    __atomic_store_n(&share->ranges[share->half][i].taken, 0, __ATOMIC_RELAXED);
+  share->loops[share->half] = 0;
   uint32_t phase = __atomic_load_n(&pool->phase, __ATOMIC_ACQUIRE);
   if (__atomic_add_fetch(&pool->arrived, 1, __ATOMIC_ACQ_REL) == (uint32_t)pool->threads) {
-    /* The last one in: nobody claims tasks now, so the tickets can start again. */
-    for (int64_t i = 0; i < loops && i < DILU_LOOPS; i++) __atomic_store_n(&pool->tickets[i].value, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&pool->arrived, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&pool->phase, phase + 1, __ATOMIC_RELEASE);
   } else {
@@ -128,19 +143,37 @@ DILU_NOINLINE void dilu_barrier(dilu_pool* pool, int thread) {
 }
 
 DILU_INLINE dilu_loop dilu_loop_begin(dilu_pool* pool, int thread, int64_t tasks) {
-  if (!pool || pool->threads == 1) return (dilu_loop){0, 0, 1, tasks};
-  int64_t slot = pool->loops[thread].value++;
-  if (slot < DILU_LOOPS) return (dilu_loop){&pool->tickets[slot].value, 0, 0, tasks};
-  return (dilu_loop){0, thread, pool->threads, tasks};
+  if (!pool || pool->threads == 1) return (dilu_loop){0, 0, 1, tasks, 0, 0, 0, 0};
+  dilu_ranges* share = &pool->shares[thread];
+  int64_t slot = share->loops[share->half]++;
+  if (slot < DILU_LOOPS) return (dilu_loop){pool, 0, 0, tasks, thread, (int)slot, (int)share->half, 0};
+  return (dilu_loop){0, thread, pool->threads, tasks, 0, 0, 0, 0};
+}
+
+/* The next task of a range, from its front or its end; -1 when all are taken. */
+DILU_INLINE int64_t dilu_range_take(dilu_range* range, int64_t begin, int64_t end, int front) {
+  uint64_t taken = __atomic_load_n(&range->taken, __ATOMIC_RELAXED);
+  if ((int64_t)(taken & 0xFFFFFFFFu) + (int64_t)(taken >> 32) >= end - begin) return -1; /* counts stay small */
+  taken = __atomic_fetch_add(&range->taken, front ? 1 : (uint64_t)1 << 32, __ATOMIC_RELAXED);
+  int64_t from_front = (int64_t)(taken & 0xFFFFFFFFu), from_end = (int64_t)(taken >> 32);
+  if (from_front + from_end >= end - begin) return -1;
+  return front ? begin + from_front : end - 1 - from_end;
 }
 
 DILU_INLINE int64_t dilu_loop_next(dilu_loop* loop) {
-  int64_t task = loop->next;
-  if (loop->ticket)
-    task = __atomic_fetch_add(loop->ticket, 1, __ATOMIC_RELAXED);
-  else
+  if (!loop->pool) {
+    int64_t task = loop->next;
     loop->next += loop->step;
-  return task < loop->end ? task : -1;
+    return task < loop->tasks ? task : -1;
+  }
+  const int threads = loop->pool->threads;
+  for (; loop->victim < threads; loop->victim++) {
+    int owner = (loop->thread + loop->victim) % threads;
+    int64_t begin = loop->tasks * owner / threads, end = loop->tasks * (owner + 1) / threads;
+    int64_t task = dilu_range_take(&loop->pool->shares[owner].ranges[loop->half][loop->slot], begin, end, loop->victim == 0);
+    if (task >= 0) return task;
+  }
+  return -1;
 }
 
 typedef struct {
@@ -187,7 +220,7 @@ DILU_NOINLINE void dilu_pool_destroy(dilu_pool* pool) {
   pthread_cond_destroy(&pool->wake);
   pthread_mutex_destroy(&pool->mutex);
   free(pool->handles);
-  free(pool->loops);
+  free(pool->shares);
   free(pool);
 }
 
@@ -208,8 +241,9 @@ DILU_NOINLINE dilu_pool* dilu_pool_create(int threads) {
   pool->threads = threads < 1 ? 1 : threads;
   pool->started = 1;
   pool->handles = calloc((size_t)pool->threads, sizeof *pool->handles);
-  pool->loops = calloc((size_t)pool->threads, sizeof *pool->loops);
-  int ok = pool->handles && pool->loops;
+  pool->shares = aligned_alloc(DILU_LINE, (size_t)pool->threads * sizeof *pool->shares);
+  if (pool->shares) memset(pool->shares, 0, (size_t)pool->threads * sizeof *pool->shares);
+  int ok = pool->handles && pool->shares;
   while (ok && pool->started < pool->threads) {
     ok = dilu_worker_begin(pool, pool->started);
     pool->started += ok;

@@ -189,10 +189,9 @@ def attention_walk(
         place = n + lanes
         there = (place >= begin) & (place < end)
         if G % BN == 0:
-            cell = tl.load(pages + n // G) * G + (n % G + lanes)
+            cell = (tl.load(pages + n // G) * HKV + head) * G + (n % G + lanes)
         else:
-            cell = tl.load(pages + place // G, mask=there, other=0) * G + place % G
-        cell = cell * HKV + head
+            cell = (tl.load(pages + place // G, mask=there, other=0) * HKV + head) * G + place % G
         scores = tl.zeros((highest.shape[0], BN), tl.float32)
         if BC > 0:
             scores = attention_scores_chunked(

@@ -2,6 +2,12 @@
  * come from the test, which compiles this file once per instruction set. */
 #include "kernels.h"
 
+#define X(index, ...) DILU_WEIGHT_KERNELS(weights_##index, __VA_ARGS__)
+CONFIGS
+#undef X
+DILU_WEIGHT_KERNELS(experts_gate_up, {DILU_F8E4M3, DILU_F32, 128, 128})
+DILU_WEIGHT_KERNELS(experts_down, {DILU_BF16, DILU_NONE, 0, 0})
+
 typedef struct {
   float *out0, *out1;
   int64_t stride;
@@ -40,7 +46,7 @@ static void run_matmul(void* arg, int thread, int threads) {
       dilu_pack_rows(((dilu_weight_type)__VA_ARGS__).format, c->x + b * c->M * c->x_stride, c->x_stride, c->M, c->K,         \
                      (float*)a->x + b * a->x_batch_stride, a->x_stride, c->pool, thread);                                     \
     dilu_barrier(c->pool, thread);                                                                                            \
-    dilu_matmul((dilu_weight_type)__VA_ARGS__, 2, a, store_strip, &c->stores, c->pool, thread);                              \
+    dilu_matmul(&weights_##index, 2, a, store_strip, &c->stores, c->pool, thread);                                           \
     break;
     CONFIGS
 #undef X
@@ -61,11 +67,10 @@ static void run_matmul_kn(void* arg, int thread, int threads) {
 static void run_experts(void* arg, int thread, int threads) {
   const call* c = arg;
   dilu_experts_args* a = c->args;
-  const dilu_weight_type gate_up = {DILU_F8E4M3, DILU_F32, 128, 128}, down = {DILU_BF16, DILU_NONE, 0, 0};
   (void)threads;
   dilu_pack_rows(DILU_F8E4M3, c->x, c->x_stride, c->M, c->K, (float*)a->x, a->x_stride, c->pool, thread);
   dilu_barrier(c->pool, thread);
-  dilu_experts(gate_up, down, a, silu_times, store_strip, &c->stores, c->pool, thread);
+  dilu_experts(&experts_gate_up, &experts_down, a, silu_times, store_strip, &c->stores, c->pool, thread);
 }
 
 static void run_attention(void* arg, int thread, int threads) {

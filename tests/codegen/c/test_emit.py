@@ -18,7 +18,7 @@ from dilu.ir.op import OPS
 from dilu.ir.text import parse_graph
 
 SMALL = """graph planned
-func @main(%x: bf16[T,64]) state(%cache: f32[B,4,1,64])
+func @main(%x: bf16[T,64]) state(%cache: f32[B,1,4,64])
   const(%gain: f32[64], %w: u8[48,64], %w.s: f32[1,1]) {
   %y: f32[T,64] = kernel(%x, %gain) {kind="loops", body=func @norm(%x: bf16[T,64], %gain: f32[64]) {
     %xf: f32[T,64] = cast(%x) {dtype=f32}
@@ -30,10 +30,10 @@ func @main(%x: bf16[T,64]) state(%cache: f32[B,4,1,64])
     return %o
   }}
   %v: f32[T,1,64] = reshape(%y) {shape=[<T>,1,64]}
-  %new: f32[B,4,1,64] = kernel(%v, %cache) {kind="cache_update",
-    body=func @keep(%v: f32[T,1,64]) state(%cache: f32[B,4,1,64]) {
+  %new: f32[B,1,4,64] = kernel(%v, %cache) {kind="cache_update",
+    body=func @keep(%v: f32[T,1,64]) state(%cache: f32[B,1,4,64]) {
     %slots: i64[T] = iota() {size=<T>, dtype=i64}
-    %new: f32[B,4,1,64] = cache_update(%cache, %v, %slots)
+    %new: f32[B,1,4,64] = cache_update(%cache, %v, %slots)
     return update %new
   }}
   %z: bf16[T,48] = kernel(%y, %w, %w.s) {kind="matmul",

@@ -431,6 +431,11 @@ def check_products(out, x, values):
         (2, 5, 20),
         (9, 4, 20),
         (1, 3, 2200),
+        (4, 66, 1600),
+        (7, 33, 6500),
+        (1, 9, 6700),
+        (49, 20, 600),
+        (260, 6, 520),
     ],
 )
 def test_matmul(lib, rng, config, M, N, K):
@@ -456,7 +461,7 @@ def test_matmul_batched_over_weight_rows(lib, rng, config):
 
 @pytest.mark.parametrize("config", range(len(CONFIGS)), ids=NAMES)
 def test_matmul_is_independent_of_rows_and_threads(lib, rng, config):
-    M, N, K = 139, 130, 1300
+    M, N, K = 139, 130, 3300
     weights = [Weight(rng, CONFIGS[config], N, K) for _ in range(2)]
     x = rng.standard_normal((1, M, K)).astype(np.float32)
     full = matmul(lib, config, weights, x, N, 2)
@@ -466,11 +471,64 @@ def test_matmul_is_independent_of_rows_and_threads(lib, rng, config):
         (3, 3, 1),
         (6, 4, 2),
         (10, 5, 1),
+        (15, 6, 5),
+        (21, 7, 2),
+        (28, 8, 1),
         (130, 9, 2),
+        (36, 17, 3),
+        (80, 48, 2),
         (60, 70, 1),
     ]:
         part = matmul(lib, config, weights, x[:, first : first + count], N, threads)
         np.testing.assert_array_equal(part, full[:, first : first + count])
+
+
+def sums_by_contract(config, weight: Weight, codes, x):
+    """Compute x . W^T operation by operation as matmul.h promises, where nothing is fused."""
+    fmt, scale_format, block_rows, block_cols = CONFIGS[config]
+    rows, cols = codes.shape
+    scales = np.ones((rows, cols), np.float32)
+    if scale_format != NONE:
+        exact = decode(scale_format, weight.scales.view(CODE_DTYPE[scale_format]))
+        grid = exact.reshape(-1, weight.scale_stride).astype(np.float32)
+        scales = grid.repeat(block_rows or rows, 0).repeat(block_cols or cols, 1)[:rows, :cols]
+    w = decode(fmt, codes).astype(np.float32)
+    by_result = scale_format == NONE or not block_cols
+    whole = not by_result and block_cols % 32 == 0 and (block_rows == 0 or block_rows >= 64)
+    with_x = scales if whole else np.ones_like(scales)
+    if not by_result and not whole:
+        w = w * scales
+    order = {1: lambda i: i % 4 * 8 + i // 4, 2: lambda i: i // 16 * 16 + i % 2 * 8 + i % 16 // 2}
+    place = np.array([order.get(SIZE[fmt], lambda i: i)(i) for i in range(32)])
+    out = np.empty((len(x), rows), np.float32)
+    for m, n in np.ndindex(out.shape):
+        products = np.zeros(-(-cols // 32) * 32, np.float32)
+        products[np.arange(cols) // 32 * 32 + place[np.arange(cols) % 32]] = w[n] * (
+            x[m] * with_x[n]
+        )
+        total = None
+        for chunk in np.split(products, range(512, products.size, 512)):
+            lanes = np.zeros(8, np.float32)
+            for vector in chunk.reshape(-1, 8):
+                lanes = lanes + vector
+            for _ in range(3):
+                lanes = lanes[0::2] + lanes[1::2]
+            total = lanes[0] if total is None else total + lanes[0]
+        out[m, n] = total * scales[n, 0] if by_result else total
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", range(len(CONFIGS)), ids=NAMES)
+@pytest.mark.parametrize("M", [1, 4, 8, 13])
+def test_matmul_keeps_its_contract(library, rng, config, M):
+    """Bit for bit; powers of two that only keep numbers in range change nothing."""
+    lib, N, K = library("baseline"), 6, 1100
+    codes = Weight.usual_codes(rng, CONFIGS[config][0], N, K)
+    weight = Weight(rng, CONFIGS[config], N, K, codes=codes)
+    x = rng.standard_normal((1, M, K)).astype(np.float32)
+    out = matmul(lib, config, [weight, weight], x, N, 2)[0]
+    np.testing.assert_array_equal(out, sums_by_contract(config, weight, codes, x[0]))
 
 
 @pytest.mark.parametrize("config", KN_CONFIGS, ids=[NAMES[i] for i in KN_CONFIGS])
@@ -504,7 +562,7 @@ def test_matmul_kn(lib, rng, config, M, N, K):
 
 @pytest.mark.parametrize("transposed", [True, False], ids=["nk", "kn"])
 @pytest.mark.parametrize("config", range(1, len(CONFIGS)), ids=NAMES[1:])
-@pytest.mark.parametrize("M", [1, 6])
+@pytest.mark.parametrize("M", [1, 3, 6, 12, 60])
 def test_every_code(lib, rng, config, M, transposed):
     """A weight row (column) with one nonzero number, for every code: NaN, infinite, subnormal."""
     if not transposed and config not in KN_CONFIGS:

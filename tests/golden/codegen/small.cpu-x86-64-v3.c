@@ -50,10 +50,7 @@ DILU_NOINLINE void kernel_keep(dilu_pool* pool, int thread, char* scratch, int64
   }
 }
 
-DILU_NOINLINE void matmul_1_f8e4m3_f32_128_128(const dilu_matmul_args* args, dilu_epilogue epilogue,
-  const void* ctx, dilu_pool* pool, int thread) {
-  dilu_matmul((dilu_weight_type){DILU_F8E4M3, DILU_F32, 128, 128}, 1, args, epilogue, ctx, pool, thread);
-}
+DILU_WEIGHT_KERNELS(weights_f8e4m3_f32_128_128, {DILU_F8E4M3, DILU_F32, 128, 128})
 
 /* matmul */
 typedef struct {
@@ -101,7 +98,7 @@ DILU_NOINLINE void kernel_product(dilu_pool* pool, int thread, char* scratch, in
         .scale_stride = 1,
         .scratch = space1_,
       };
-      matmul_1_f8e4m3_f32_128_128(&args, kernel_product_epilogue, &context, pool, thread);
+      dilu_matmul(&weights_f8e4m3_f32_128_128, 1, &args, kernel_product_epilogue, &context, pool, thread);
     }
   }
 }
