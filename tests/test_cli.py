@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import typer
 
 import dilu
 from dilu import cli
@@ -336,6 +337,27 @@ def test_inspect_a_configuration(run, toy, tmp_path):
 
 def test_version(run):
     assert run("--version").out == f"dilu {dilu.__version__}\n"
+
+
+COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_all_that_is_declared(run, command, monkeypatch):
+    """Whatever looks like markup in a help text would be left out."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def words(text: str) -> str:
+        return re.sub(r"[\s│]", "", text)
+
+    shown = words(run(command, "--help").out)
+    said = [
+        text
+        for p in COMMANDS[command].params
+        for text in (getattr(p, "help", None), getattr(p, "show_default", None))
+        if isinstance(text, str)
+    ]
+    assert [text for text in said if words(text) not in shown] == []
 
 
 def test_targets(run):
