@@ -377,6 +377,7 @@ def inspect(
     artifact: Annotated[Path, typer.Argument(help="An artifact.")],
     stage: Annotated[str | None, typer.Option(help="Print the IR of this stage.")] = None,
     kernel: Annotated[str | None, typer.Option(help="Print the source of this kernel.")] = None,
+    ir: Annotated[bool, typer.Option("--ir", help="Print that kernel's IR instead.")] = False,
     target: Annotated[str | None, typer.Option(help="The target that --kernel is for.")] = None,
 ) -> None:
     """Show what an artifact holds."""
@@ -384,12 +385,21 @@ def inspect(
     from .runtime.artifact.artifact import Artifact
 
     opened = Artifact.open(artifact)
+    if ir and kernel is None:
+        raise DiluError("--ir prints the IR of a kernel", hint="name it with --kernel")
     if stage is None and kernel is None:
         print(describe.describe_artifact(opened))
     if stage is not None:
         sys.stdout.write(describe.stage_text(opened, stage))
-    if kernel is not None:
+    if kernel is not None and not ir:
         sys.stdout.write(describe.kernel_text(opened, kernel, target))
+    elif kernel is not None:
+        from .codegen.kernels_again import kernel_ir
+
+        chosen, found = describe.find_kernel(opened, kernel, target)
+        grids = {name: entry["grid"] for name, entry in opened.manifest["constants"].items()}
+        planned = describe.stage_text(opened, "planned")
+        sys.stdout.write(kernel_ir(planned, grids, chosen, found["name"]))
 
 
 @app.command()
