@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .compiler import compile as compile
     from .errors import DiluError as DiluError
+    from .frontend.doors import register_door as register_door
     from .planning import plan as plan
     from .runtime.artifact.artifact import Artifact as Artifact
     from .runtime.session import load as load
@@ -24,9 +25,10 @@ _PUBLIC = {
     "compile": ".compiler",
     "load": ".runtime.session",
     "plan": ".planning",
+    "register_door": ".frontend.doors",
 }
 
-__all__ = ["Artifact", "DiluError", "__version__", "compile", "load", "plan"]
+__all__ = ["Artifact", "DiluError", "__version__", "compile", "load", "plan", "register_door"]
 
 
 def __getattr__(name: str) -> object:

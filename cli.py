@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -31,6 +32,24 @@ INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + signal.SIGPIPE
 TERMINATED = 128 + signal.SIGTERM
 _SECONDS_WITHOUT_BAR = 0.3
+
+#: Options of a command, in the groups that its help shows, and those that several commands have.
+_Processes = partial(typer.Option, rich_help_panel="Several processes")
+_Sampling = partial(typer.Option, rich_help_panel="Sampling")
+_Place = partial(typer.Option, rich_help_panel="Where it runs")
+_Cluster = partial(typer.Option, rich_help_panel="The cluster")
+_Work = partial(typer.Option, rich_help_panel="The work")
+
+Verbose = Annotated[bool, typer.Option("-v", help="Say what is done and how long.")]
+Replicas = Annotated[
+    int, _Processes(help="How many more experts all processes hold, copies of hot ones.")
+]
+ExpertLoad = Annotated[
+    Path | None, _Processes(help="Place experts by this file of dilu run --record-load.")
+]
+Wire = Annotated[
+    str, _Processes(help="How rows travel to experts elsewhere: exact, bf16 or f8e4m3.")
+]
 
 app = typer.Typer(
     help="Compile FP8 models and run them at FP8 memory on hardware without FP8.",
@@ -92,39 +111,35 @@ def compile_command(
         Path, typer.Argument(help="A checkpoint's directory, a config.json or a .pt2 file.")
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The artifact. [default: NAME.dilu]")
+        Path | None, typer.Option("-o", "--output", help="The artifact.", show_default="NAME.dilu")
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="What to compile for; may be repeated. [default: this machine's cpu]"),
+        typer.Option(
+            help="What to compile for; may be repeated.", show_default="this machine's cpu"
+        ),
     ] = None,
     bundle: Annotated[
         bool, typer.Option("--bundle", help="Copy the weights into the artifact.")
     ] = False,
     dtype: Annotated[str | None, typer.Option(help="What to compute in: f32 or bf16.")] = None,
     max_seq: Annotated[
-        int | None, typer.Option(help="The longest sequence, in tokens. [default: the model's]")
+        int | None,
+        typer.Option(help="The longest sequence, in tokens.", show_default="the model's"),
     ] = None,
     config_only: Annotated[
         bool, typer.Option("--config-only", help="Compile without weights.")
     ] = False,
     mesh: Annotated[
         str | None,
-        typer.Option(
-            help="Divide the model among processes: experts (ep=8), heads and columns (ep=4,tp=2)."
-        ),
+        _Processes(help="Divide the model: experts (ep=8), heads and columns (ep=4,tp=2)."),
     ] = None,
-    replicas: Annotated[
-        int, typer.Option(help="How many more experts all processes hold, copies of hot ones.")
-    ] = 0,
-    expert_load: Annotated[
-        Path | None, typer.Option(help="Place experts by this file of dilu run --record-load.")
-    ] = None,
+    replicas: Replicas = 0,
+    expert_load: ExpertLoad = None,
     cluster: Annotated[
-        Path | None,
-        typer.Option(help="Keep groups of experts on a machine of this cluster (YAML)."),
+        Path | None, _Processes(help="Keep groups of experts on a machine of this cluster (YAML).")
     ] = None,
-    verbose: Annotated[bool, typer.Option("-v", help="Say what is done and how long.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Compile a model into an artifact."""
     import time
@@ -165,25 +180,23 @@ def run(
     ] = False,
     max_tokens: Annotated[int, typer.Option(help="How many tokens to make at most.")] = 256,
     temperature: Annotated[
-        float, typer.Option(help="0 takes the likeliest token, more is more varied.")
+        float, _Sampling(help="0 takes the likeliest token, more is more varied.")
     ] = 0.0,
-    top_k: Annotated[int | None, typer.Option(help="Choose among the k likeliest.")] = None,
+    top_k: Annotated[int | None, _Sampling(help="Choose among the k likeliest.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Choose among the likeliest that make up p.")
+        float | None, _Sampling(help="Choose among the likeliest that make up p.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes the choices repeatable.")] = None,
-    threads: Annotated[int | None, typer.Option(help="[default: the number of cores]")] = None,
-    target: Annotated[str | None, typer.Option(help="[default: the best for here]")] = None,
+    seed: Annotated[int | None, _Sampling(help="Makes the choices repeatable.")] = None,
+    threads: Annotated[int | None, _Place(show_default="the number of cores")] = None,
+    target: Annotated[str | None, _Place(show_default="the best for here")] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="cpu, cuda, cuda:1, hip … [default: a GPU that a target fits, else cpu]"),
+        _Place(help="cpu, cuda, cuda:1, hip …", show_default="a GPU that a target fits, else cpu"),
     ] = None,
-    wire: Annotated[
-        str, typer.Option(help="How rows travel to other processes: exact, bf16 or f8e4m3.")
-    ] = "exact",
+    wire: Wire = "exact",
     record_load: Annotated[
         Path | None,
-        typer.Option(help="Write how often tokens chose each expert to this file."),
+        _Processes(help="Write how often tokens chose each expert to this file."),
     ] = None,
     verbose: Annotated[bool, typer.Option("-v", help="Say what is loaded and how.")] = False,
 ) -> None:
@@ -262,40 +275,33 @@ def _print_stream(stream: TextStream, session: Session) -> int:
 def plan(
     model: Annotated[Path, typer.Argument(help="A checkpoint's directory or a config.json.")],
     cluster: Annotated[
-        Path | None, typer.Option(help="A cluster as YAML. [default: this machine, measured]")
+        Path | None, _Cluster(help="A cluster as YAML.", show_default="this machine, measured")
     ] = None,
     measure: Annotated[
-        Path | None,
-        typer.Option(help="Measure this machine first, and write it to this YAML file."),
+        Path | None, _Cluster(help="Measure this machine first, and write it to this YAML file.")
     ] = None,
     processes: Annotated[
-        int, typer.Option(help="How many ranks share this machine, when it is measured.")
+        int, _Cluster(help="How many ranks share this machine, when it is measured.")
     ] = 1,
-    mesh: Annotated[
-        str | None, typer.Option(help="Simulate this mesh alone. [default: all meshes]")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="How many sequences are worked on at once.")] = 32,
-    context: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 4096,
+    batch: Annotated[int, _Work(help="How many sequences are worked on at once.")] = 32,
+    context: Annotated[int, _Work(help="Tokens of a sequence.")] = 4096,
     prompt: Annotated[
-        int | None, typer.Option(help="Tokens of a prompt. [default: 1024, or the context]")
+        int | None, _Work(help="Tokens of a prompt.", show_default="1024, or the context")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="f32 or bf16. [default: bf16 where the device has it]")
+        str | None, _Work(help="f32 or bf16.", show_default="bf16 where the device has it")
     ] = None,
-    replicas: Annotated[
-        int, typer.Option(help="How many more experts all ranks hold, copies of hot ones.")
-    ] = 0,
-    expert_load: Annotated[
-        Path | None, typer.Option(help="Place experts by this file of dilu run --record-load.")
+    mesh: Annotated[
+        str | None, _Processes(help="Simulate this mesh alone.", show_default="all meshes")
     ] = None,
-    wire: Annotated[
-        str, typer.Option(help="How rows travel to experts: exact, bf16 or f8e4m3.")
-    ] = "exact",
+    replicas: Replicas = 0,
+    expert_load: ExpertLoad = None,
+    wire: Wire = "exact",
     picture: Annotated[
         Path | None, typer.Option(help="Draw it to this file (.svg, .png or .pdf).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", help="Say what is done and how long.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Say whether a model fits a cluster, on which mesh, how fast, and what limits it.
 
@@ -371,6 +377,7 @@ def inspect(
     artifact: Annotated[Path, typer.Argument(help="An artifact.")],
     stage: Annotated[str | None, typer.Option(help="Print the IR of this stage.")] = None,
     kernel: Annotated[str | None, typer.Option(help="Print the source of this kernel.")] = None,
+    ir: Annotated[bool, typer.Option("--ir", help="Print that kernel's IR instead.")] = False,
     target: Annotated[str | None, typer.Option(help="The target that --kernel is for.")] = None,
 ) -> None:
     """Show what an artifact holds."""
@@ -378,22 +385,31 @@ def inspect(
     from .runtime.artifact.artifact import Artifact
 
     opened = Artifact.open(artifact)
+    if ir and kernel is None:
+        raise DiluError("--ir prints the IR of a kernel", hint="name it with --kernel")
     if stage is None and kernel is None:
         print(describe.describe_artifact(opened))
     if stage is not None:
         sys.stdout.write(describe.stage_text(opened, stage))
-    if kernel is not None:
+    if kernel is not None and not ir:
         sys.stdout.write(describe.kernel_text(opened, kernel, target))
+    elif kernel is not None:
+        from .codegen.kernels_again import kernel_ir
+
+        chosen, found = describe.find_kernel(opened, kernel, target)
+        grids = {name: entry["grid"] for name, entry in opened.manifest["constants"].items()}
+        planned = describe.stage_text(opened, "planned")
+        sys.stdout.write(kernel_ir(planned, grids, chosen, found["name"]))
 
 
 @app.command()
 def tune(
     artifact: Annotated[Path, typer.Argument(help="An artifact with a target for a GPU.")],
     device: Annotated[
-        str | None, typer.Option(help="cuda, cuda:1, hip … [default: one that a target fits]")
+        str | None, typer.Option(help="cuda, cuda:1, hip …", show_default="one that a target fits")
     ] = None,
-    target: Annotated[str | None, typer.Option(help="[default: the best for the device]")] = None,
-    verbose: Annotated[bool, typer.Option("-v", help="Say what is done and how long.")] = False,
+    target: Annotated[str | None, typer.Option(show_default="the best for the device")] = None,
+    verbose: Verbose = False,
 ) -> None:
     """Measure the variants of kernels on a device; the fastest are used from then on."""
     from .runtime.session import load

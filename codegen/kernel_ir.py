@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal as OneOf
 
 from ..errors import Loc
-from ..ir.dtypes import BF16, F16, F32, I64, DType
+from ..ir.dtypes import BF16, DTYPES, F16, F32, I64, DType
 from ..ir.types import Dim, Shape
 from ..ir.weight_format import WeightFormat
 
@@ -44,6 +44,12 @@ class Buffer:
 def compute_type(t: DType) -> DType:
     """Return the type in which values of `t` are held in registers."""
     return F32 if t in (BF16, F16) else t
+
+
+#: Whose codes `decode` and `encode` take and make; the kernel library of each language has a
+#: function of its own for each.
+DECODED = tuple(t for t in DTYPES.values() if t.is_float and t.bits in (8, 16))
+ENCODED = tuple(t for t in DECODED if t.is_code)
 
 
 # -------------------------------------------------------------------------- expressions

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal as OneOf
 
-from ..ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, DType
+from ..ir.dtypes import DTYPES, F32, DType
 
 #: The types every machine can hold and compute with (16-bit floats are computed in f32).
-ORDINARY: frozenset[DType] = frozenset({F64, F32, F16, BF16, I64, I32, I16, I8, U8, U16, U32, BOOL})
+ORDINARY = frozenset(t for t in DTYPES.values() if not t.is_code)
 
 _CODE = {"cuda": ("cubin", "ptx"), "hip": ("hsaco",)}
 

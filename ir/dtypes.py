@@ -1,104 +1,36 @@
-"""Element types, and the exact meaning of every code of the narrow float formats.
+"""The element types as constants, and exact conversions between them.
 
-A format is described by its parameters alone; `decode_table` and `encode` derive everything else
-from them, so that no pass, kernel or test carries format constants of its own. The C library's
+The types themselves are rows of `element_types.py`, by whose parameters alone `decode_table` and
+`encode` work, so that no pass, kernel or test carries format constants of its own. The C library's
 decoders are checked against these tables.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import numpy as np
 
+from ..element_types import DTYPES, DType, decode_table
+from ..element_types import max_finite as max_finite
 from ..errors import DiluError
 
-Special = Literal["ieee", "fn", "finite", "scale"]
-
-
-@dataclass(frozen=True)
-class DType:
-    """An element type.
-
-    `special` says what the top codes of a float mean: `ieee` has infinities and NaN, `fn` has NaN
-    only in the all-ones code (OCP FP8 e4m3), `finite` has neither (OCP FP4 e2m1), `scale` is an
-    unsigned power of two with one NaN code (OCP MX e8m0).
-    """
-
-    name: str
-    bits: int
-    kind: Literal["float", "int", "uint", "bool"]
-    exponent: int = 0
-    mantissa: int = 0
-    bias: int = 0
-    special: Special = "ieee"
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def is_float(self) -> bool:
-        return self.kind == "float"
-
-    @property
-    def is_integer(self) -> bool:
-        return self.kind in ("int", "uint")
-
-    @property
-    def is_code(self) -> bool:
-        """Whether the type is a narrow float that exists as codes on most hardware."""
-        return self.is_float and self.bits <= 8
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element in memory (a packed 4-bit type shares its byte and counts as 1)."""
-        return max(self.bits // 8, 1)
-
-    @property
-    def storage(self) -> np.dtype:
-        """The numpy type of the raw bits in a file or a buffer."""
-        if self.name in ("f64", "f32", "f16"):
-            return np.dtype(f"<f{self.itemsize}")
-        if self.is_float:
-            return np.dtype(f"<u{self.itemsize}")
-        if self.kind == "bool":
-            return np.dtype(np.bool_)
-        return np.dtype(f"<{'u' if self.kind == 'uint' else 'i'}{self.itemsize}")
-
-    @property
-    def value(self) -> np.dtype:
-        """The numpy type in which the reference interpreter holds values of this type."""
-        if self.is_float:
-            return np.dtype(np.float64 if self.bits == 64 else np.float32)
-        return self.storage
-
-
-F64 = DType("f64", 64, "float", 11, 52, 1023)
-F32 = DType("f32", 32, "float", 8, 23, 127)
-F16 = DType("f16", 16, "float", 5, 10, 15)
-BF16 = DType("bf16", 16, "float", 8, 7, 127)
-F8E4M3 = DType("f8e4m3", 8, "float", 4, 3, 7, "fn")
-F8E5M2 = DType("f8e5m2", 8, "float", 5, 2, 15)
-F8E8M0 = DType("f8e8m0", 8, "float", 8, 0, 127, "scale")
-F4E2M1 = DType("f4e2m1", 4, "float", 2, 1, 1, "finite")
-I64 = DType("i64", 64, "int")
-I32 = DType("i32", 32, "int")
-I16 = DType("i16", 16, "int")
-I8 = DType("i8", 8, "int")
-U8 = DType("u8", 8, "uint")
-U16 = DType("u16", 16, "uint")
-U32 = DType("u32", 32, "uint")
-BOOL = DType("bool", 8, "bool")
-
-DTYPES = {
-    t.name: t
-    for t in (
-        F64, F32, F16, BF16, F8E4M3, F8E5M2, F8E8M0, F4E2M1,
-        I64, I32, I16, I8, U8, U16, U32, BOOL,
-    )
-}  # fmt: skip
+F64 = DTYPES["f64"]
+F32 = DTYPES["f32"]
+F16 = DTYPES["f16"]
+BF16 = DTYPES["bf16"]
+F8E4M3 = DTYPES["f8e4m3"]
+F8E5M2 = DTYPES["f8e5m2"]
+F8E8M0 = DTYPES["f8e8m0"]
+F4E2M1 = DTYPES["f4e2m1"]
+I64 = DTYPES["i64"]
+I32 = DTYPES["i32"]
+I16 = DTYPES["i16"]
+I8 = DTYPES["i8"]
+U8 = DTYPES["u8"]
+U16 = DTYPES["u16"]
+U32 = DTYPES["u32"]
+BOOL = DTYPES["bool"]
 
 
 def dtype(name: str) -> DType:
@@ -136,41 +68,6 @@ def to_integer(t: DType, values: np.ndarray) -> np.ndarray:
     whole = np.trunc(np.asarray(values, np.float64))
     fits = (whole >= low) & (whole < -low)
     return np.where(fits, whole, low).astype(np.int64).astype(t.value)
-
-
-@cache
-def decode_table(t: DType) -> np.ndarray:
-    """Return f64[2**bits]: the value of every code of a float type of at most 16 bits.
-
-    Source: OCP 8-bit Floating Point Specification 1.0; OCP Microscaling Formats 1.0; IEEE 754.
-    """
-    codes = np.arange(1 << t.bits, dtype=np.int64)
-    if t.special == "scale":
-        values = np.ldexp(1.0, codes - t.bias)
-        values[-1] = np.nan
-        return values
-    fraction = codes & ((1 << t.mantissa) - 1)
-    exponent = (codes >> t.mantissa) & ((1 << t.exponent) - 1)
-    normal = np.ldexp(
-        (1 << t.mantissa) + fraction.astype(np.float64), exponent - t.bias - t.mantissa
-    )
-    subnormal = np.ldexp(fraction.astype(np.float64), 1 - t.bias - t.mantissa)
-    values = np.where(exponent == 0, subnormal, normal)
-    top = (1 << t.exponent) - 1
-    if t.special == "ieee":
-        values = np.where(exponent == top, np.where(fraction == 0, np.inf, np.nan), values)
-    elif t.special == "fn":
-        values = np.where((exponent == top) & (fraction == (1 << t.mantissa) - 1), np.nan, values)
-    sign = np.where(codes >> (t.bits - 1), -1.0, 1.0)
-    return sign * values
-
-
-def max_finite(t: DType) -> float:
-    """Return the largest finite value of a float type."""
-    if t.bits > 16:
-        return float(np.finfo(t.storage).max)
-    table = decode_table(t)
-    return float(table[np.isfinite(table)].max())
 
 
 @cache

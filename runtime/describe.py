@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from ..errors import DiluError
 from .artifact.artifact import Artifact
 from .artifact.bundle import piece_bytes
 from .artifact.expression import evaluate, symbols
-from .artifact.manifest import CpuTargetEntry, TargetEntry, ValueEntry
+from .artifact.manifest import CpuTargetEntry, KernelEntry, TargetEntry, ValueEntry
 from .artifact.weights import megabytes
 from .call.batch import PREFILL_TOKENS
 from .call.function import describe
@@ -53,17 +53,27 @@ def stage_text(artifact: Artifact, stage: str) -> str:
 
 def kernel_text(artifact: Artifact, name: str, target: str | None = None) -> str:
     """Return the source of a kernel, by its name or the beginning of it."""
+    chosen, kernel = find_kernel(artifact, name, target)
+    assert kernel["lines"] is not None
+    first, last = kernel["lines"]
+    lines = artifact.read(artifact.targets[chosen]["source"]).decode().splitlines()
+    return "\n".join(lines[first - 1 : last]) + "\n"
+
+
+def find_kernel(
+    artifact: Artifact, name: str, target: str | None = None
+) -> tuple[str, KernelEntry]:
+    """Return the target and the entry of a kernel, by its name or the beginning of it; of the first
+    target that has it, unless one is given."""
     if target is not None and target not in artifact.targets:
         raise DiluError(
             f"there is no target {target!r}", hint=f"targets: {', '.join(artifact.targets)}"
         )
-    for entry in [artifact.targets[target]] if target else artifact.targets.values():
-        kernels = {k["name"]: k for k in entry["kernels"]}
+    for chosen in [target] if target else artifact.targets:
+        kernels = {k["name"]: k for k in artifact.targets[chosen]["kernels"]}
         matches = [kernels[name]] if name in kernels else _starting(kernels, name)
-        if len(matches) == 1 and (between := matches[0]["lines"]):
-            first, last = between
-            lines = artifact.read(entry["source"]).decode().splitlines()
-            return "\n".join(lines[first - 1 : last]) + "\n"
+        if len(matches) == 1 and matches[0]["lines"]:
+            return chosen, matches[0]
     known = [k["name"] for entry in artifact.targets.values() for k in entry["kernels"]]
     near = [k for k in dict.fromkeys(known) if name in k] or list(dict.fromkeys(known))
     raise DiluError(f"there is no one kernel {name!r}", hint=f"kernels: {', '.join(near)}")
@@ -83,7 +93,7 @@ def describe_run(statistics: Statistics, session: Session) -> str:
     return "; ".join(parts)
 
 
-def _starting(kernels: dict[str, Any], name: str) -> list[Any]:
+def _starting(kernels: dict[str, KernelEntry], name: str) -> list[KernelEntry]:
     return [kernel for key, kernel in kernels.items() if key.startswith(name)]
 
 

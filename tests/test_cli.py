@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import typer
 
 import dilu
 from dilu import cli
@@ -310,6 +311,17 @@ def test_inspect_a_stage(run, saved):
     failed(run("inspect", saved, "--stage", "fuse"), "no stage 'fuse'\n  hint: stages: fused")
 
 
+PLANNED = b"""graph planned
+func @scale(%x: f32[N,3]) const(%w: f32[3]) {
+  %y: f32[N,3] = kernel(%x, %w) {kind="loops", body=func @run_main(%x: f32[N,3], %w: f32[3]) {
+    %y: f32[N,3] = add(%x, %w)
+    return %y
+  }}
+  return %y
+}
+"""
+
+
 @pytest.mark.parametrize("name", ["run_main", "run_m"])
 def test_inspect_a_kernel(run, saved, name):
     done = run("inspect", saved, "--kernel", name)
@@ -320,6 +332,38 @@ def test_inspect_a_kernel(run, saved, name):
 def test_inspect_an_unknown_kernel(run, saved):
     failed(run("inspect", saved, "--kernel", "x"), "no one kernel 'x'\n  hint: kernels: run_main")
     failed(run("inspect", saved, "--kernel", "run_main", "--target", "no"), "no target 'no'")
+
+
+def test_inspect_the_ir_of_a_kernel(run, toy, tmp_path):
+    toy.files["graph/planned.txt"] = PLANNED
+    (first, *_) = toy.manifest["constants"].values()
+    toy.manifest["constants"]["w"] = first | {"grid": 1}
+    saved = toy.save(tmp_path / "m.dilu")
+    done = run("inspect", saved, "--kernel", "run_m", "--ir")
+    assert done.out.splitlines() == [
+        "kernel run_main: loops (t_x: f32[N,3], t_w: f32[3] constant pieces=1) -> (t_y: f32[N,3])",
+        "  for i0 < N:",
+        "    for 0 <= j0 < 3:",
+        "      t_y[i0, j0] = (t_x[i0, j0] + t_w[j0])",
+    ]
+    failed(run("inspect", saved, "--ir"), "--ir prints the IR of a kernel\n  hint: .*--kernel")
+    failed(run("inspect", saved, "--kernel", "x", "--ir"), "no one kernel 'x'")
+
+
+@pytest.mark.parametrize(
+    ("planned", "message"),
+    [
+        (None, "no stage 'planned'"),
+        (PLANNED.replace(b"run_main", b"other"), "planned graph has no kernel 'run_main'"),
+        (PLANNED.replace(b"add", b"plus"), "plus"),
+    ],
+)
+def test_inspect_no_ir(run, toy, tmp_path, planned, message):
+    del toy.files["graph/planned.txt"]
+    if planned is not None:
+        toy.files["graph/planned.txt"] = planned
+    saved = toy.save(tmp_path / "m.dilu")
+    failed(run("inspect", saved, "--kernel", "run_main", "--ir"), message)
 
 
 def test_inspect_a_configuration(run, toy, tmp_path):
@@ -336,6 +380,27 @@ def test_inspect_a_configuration(run, toy, tmp_path):
 
 def test_version(run):
     assert run("--version").out == f"dilu {dilu.__version__}\n"
+
+
+COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_all_that_is_declared(run, command, monkeypatch):
+    """Whatever looks like markup in a help text would be left out."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def words(text: str) -> str:
+        return re.sub(r"[\s│]", "", text)
+
+    shown = words(run(command, "--help").out)
+    said = [
+        text
+        for p in COMMANDS[command].params
+        for text in (getattr(p, "help", None), getattr(p, "show_default", None))
+        if isinstance(text, str)
+    ]
+    assert [text for text in said if words(text) not in shown] == []
 
 
 def test_targets(run):

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 import dilu
+from dilu.codegen.kernel_text import print_kernel
+from dilu.codegen.kernels_again import kernel_ir
+from dilu.codegen.lower import lower
 from dilu.errors import DiluError
 from dilu.runtime.artifact.artifact import Artifact
 from dilu.runtime.describe import describe_artifact, kernel_text, stage_text
@@ -94,6 +97,24 @@ def test_what_inspect_shows(compiled):
     assert {kernel["kind"] for kernel in table["kernels"]} >= {"matmul"}
     for kernel in table["kernels"]:
         assert kernel["name"] in kernel_text(compiled, kernel["name"])
+
+
+def test_kernel_ir_is_made_again(module, monkeypatch):
+    """What is printed of an artifact is what the compiler made of it."""
+    made = []
+
+    def lowered(graph, target):
+        made.append(lower(graph, target))
+        return made[-1]
+
+    monkeypatch.setattr("dilu.codegen.generate.lower", lowered)
+    artifact = dilu.compile(module, (torch.randn(5, 20),), target="null")
+    (program,) = made
+    kernels = [step.kernel for step in program.entries[0].plan.steps]
+    assert kernels
+    for kernel in kernels:
+        text = kernel_ir(stage_text(artifact, "planned"), {}, "null", kernel.name)
+        assert text == print_kernel(kernel)
 
 
 def test_the_manifest_is_plain_data(compiled):

@@ -13,33 +13,38 @@ from ...errors import UnsupportedError
 from ...ir.dtypes import BF16, BOOL, F16, F32, F64, I64, DType, conversion_bits
 from ...ir.types import Dim
 from ..index import FloorDiv, Remainder, flat_index
-from ..kernel_ir import Apply, Buffer, Expr, Index, Literal, Load, Name, compute_type
+from ..kernel_ir import (
+    DECODED,
+    ENCODED,
+    Apply,
+    Buffer,
+    Expr,
+    Index,
+    Literal,
+    Load,
+    Name,
+    compute_type,
+)
 
-C_TYPES = {
-    "f64": "double", "f32": "float", "f16": "uint16_t", "bf16": "uint16_t",
-    "i64": "int64_t", "i32": "int32_t", "i16": "int16_t", "i8": "int8_t",
-    "u8": "uint8_t", "u16": "uint16_t", "u32": "uint32_t", "bool": "uint8_t",
-}  # fmt: skip
 UNALIGNED = {
     "double": "dilu_unaligned_f64", "float": "dilu_unaligned_f32", "uint16_t": "dilu_unaligned_u16",
     "uint32_t": "dilu_unaligned_u32", "int64_t": "dilu_unaligned_i64",
     "int32_t": "dilu_unaligned_i32", "int16_t": "dilu_unaligned_i16",
 }  # fmt: skip
 #: The library's name of a storage format.
-FORMATS = {
-    "f32": "DILU_F32", "bf16": "DILU_BF16", "f16": "DILU_F16", "f8e4m3": "DILU_F8E4M3",
-    "f8e5m2": "DILU_F8E5M2", "f8e8m0": "DILU_F8E8M0",
-}  # fmt: skip
+FORMATS = {t.name: f"DILU_{t.name.upper()}" for t in (F32, *DECODED)}
 
 
 def c_type(t: DType) -> str:
     """Return the C type in which values of `t` lie in memory."""
-    return C_TYPES[t.name]
+    if t in (F64, F32):
+        return "double" if t == F64 else "float"
+    return f"{'int' if t.kind == 'int' else 'uint'}{8 * t.itemsize}_t"
 
 
 def register_type(t: DType) -> str:
     """Return the C type that numbers of an element type are computed in."""
-    return C_TYPES[compute_type(t).name]
+    return c_type(compute_type(t))
 
 
 def pointer_type(buffer: Buffer) -> str:
@@ -141,8 +146,6 @@ _BOOLS = {
     "eq": "{0} == {1}", "ne": "{0} != {1}", "lt": "{0} < {1}", "le": "{0} <= {1}",
     "gt": "{0} > {1}", "ge": "{0} >= {1}",
 }  # fmt: skip
-_DECODERS = frozenset({"bf16", "f16", "f8e4m3", "f8e5m2", "f8e8m0"})
-_ENCODERS = frozenset({"f8e4m3", "f8e5m2", "f8e8m0"})
 
 Access = Callable[[Buffer, tuple[Dim, ...]], str]
 
@@ -213,10 +216,10 @@ class Expressions:
         name = e.format.name
         if e.op == "round" and e.format in (BF16, F16):
             return load_text(e.format, store_text(e.format, arg))
-        if e.op == "decode" and name in _DECODERS:
+        if e.op == "decode" and e.format in DECODED:
             text = f"dilu_decode_{name}({arg})"
             return text if e.dtype == F32 else f"((double){text})"
-        if e.op == "encode" and name in _ENCODERS:
+        if e.op == "encode" and e.format in ENCODED:
             return f"dilu_encode_{name}({arg}, {int(e.saturate)})"
         raise UnsupportedError(f"no C for {e.op} of {name}")
 

@@ -178,7 +178,7 @@ def _constants(step: Attention, gpu: Gpu) -> dict[str, object]:
         "DVX": step.values.shape[3], "G": step.keys.shape[2],
         "SCALE": repr(step.scale), "WINDOW": step.window or 0, "SAME": same, "D1": first,
         "D2": rest, "V1": value_first, "V2": value_rest,
-        "DOT": TYPES[_operand(step, gpu).name], "PARTS": 1,
+        "DOT": TYPES[_operand(step, gpu).name],
         "PRECISION": f'"{_precision(gpu)}"',
     }  # fmt: skip
 

@@ -129,8 +129,7 @@ def product_call(
         "BLOCK_ROWS": form.block[0], "BLOCK_COLUMNS": form.block[1],
         "ONE_SCALE": f"{reading.one_scale} % BN == 0", "TWO": two,
         "X": activation_parts(a.dtype, gpu), "W": reading.parts, "DOT": TYPES[gpu.dot.name],
-        "DECODE": _decoding(gpu), "PRECISION": '"ieee"', "NAN": "NAN", "BM": "BM", "BN": "BN",
-        "BK": "BK",
+        "DECODE": _decoding(gpu), "BN": "BN", "BK": "BK",
     }  # fmt: skip
     pairs = matrices if two else matrices * 2
     positional = [x, valid, *pairs, first, row, begin, end]
@@ -140,9 +139,10 @@ def product_call(
 def _decoding(gpu: Gpu) -> str:
     """Return how codes become numbers. Conversion instructions are fewer, which helps tiles of many
     rows, and slower, which costs the few rows whose time is that of reading weights a third."""
+    fast = f'"{gpu.decode}"'
     if gpu.decode == "native":
-        return f'"packed" if BM <= {FEW} else "native"'
-    return f'"{gpu.decode}"'
+        fast = f'("packed" if BM <= {FEW} else "native")'
+    return f'"exact" if NAN else {fast}'
 
 
 def _divides(block: str, size: Dim) -> str:

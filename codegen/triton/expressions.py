@@ -8,27 +8,21 @@ from typing import Any
 import sympy
 
 from ...errors import UnsupportedError
-from ...ir.dtypes import BF16, BOOL, F16, F32, F64, DType, conversion_bits
+from ...ir.dtypes import BF16, BOOL, DTYPES, F16, F32, F64, DType, conversion_bits
 from ...ir.types import Dim
 from ..index import FloorDiv, Remainder
-from ..kernel_ir import Apply, Buffer, Literal, compute_type
+from ..kernel_ir import DECODED, ENCODED, Apply, Buffer, Literal, compute_type
 
-TYPES = {
-    "f64": "tl.float64", "f32": "tl.float32", "f16": "tl.float16", "bf16": "tl.bfloat16",
-    "i64": "tl.int64", "i32": "tl.int32", "i16": "tl.int16", "i8": "tl.int8", "u8": "tl.uint8",
-    "u16": "tl.uint16", "u32": "tl.uint32", "bool": "tl.int1",
-}  # fmt: skip
-#: What a pointer to values of a type is called in a kernel's signature. A truth value is a byte.
-POINTERS = {
-    "f64": "*fp64", "f32": "*fp32", "f16": "*fp16", "bf16": "*bf16", "i64": "*i64", "i32": "*i32",
-    "i16": "*i16", "i8": "*i8", "u8": "*u8", "u16": "*u16", "u32": "*u32", "bool": "*u8",
-    "f8e4m3": "*u8", "f8e5m2": "*u8", "f8e8m0": "*u8",
-}  # fmt: skip
+#: What values of a type are called, as far as a kernel holds them.
+TYPES = {t.name: f"tl.{t.torch}" for t in DTYPES.values() if not t.is_code} | {"bool": "tl.int1"}
 
 
 def pointer_type(buffer: Buffer) -> str:
-    """Return Triton's type of a pointer to a buffer's elements."""
-    return POINTERS[buffer.dtype.name]
+    """Return Triton's type of a pointer to a buffer's elements. A truth value is a byte."""
+    t = buffer.dtype
+    if t.is_code or t == BOOL:
+        return "*u8"
+    return f"*fp{t.bits}" if t.is_float and t.is_numpys else f"*{t.name}"
 
 
 # ----------------------------------------------------------------------------- indices
@@ -142,8 +136,6 @@ _BOOLS = {
     "logical_or": "({0} | {1})", "eq": "({0} == {1})", "ne": "({0} != {1})",
     "lt": "({0} < {1})", "le": "({0} <= {1})", "gt": "({0} > {1})", "ge": "({0} >= {1})",
 }  # fmt: skip
-_DECODERS = frozenset({"bf16", "f16", "f8e4m3", "f8e5m2", "f8e8m0"})
-_ENCODERS = frozenset({"f8e4m3", "f8e5m2", "f8e8m0"})
 
 
 def emit_apply(e: Apply, args: list[str]) -> str:
@@ -191,10 +183,10 @@ def _codec(e: Apply, arg: str) -> str:
     name = e.format.name
     if e.op == "round" and e.format in (BF16, F16):
         return f"round_{name}({arg})"
-    if e.op == "decode" and name in _DECODERS:
+    if e.op == "decode" and e.format in DECODED:
         text = f"as_f32({arg})" if e.format in (BF16, F16) else f"decode_{name}({arg})"
         return text if e.dtype == F32 else f"{text}.to(tl.float64)"
-    if e.op == "encode" and name in _ENCODERS:
+    if e.op == "encode" and e.format in ENCODED:
         return f"encode_{name}({arg}, {e.saturate})"
     raise UnsupportedError(f"no Triton for {e.op} of {name}")
 

@@ -16,14 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...element_types import BY_SAFETENSORS, DType
 from ...errors import DiluError, Loc, UnsupportedError
-from ...ir.dtypes import DTYPES, DType
 
-_DTYPES = {
-    "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "f8e4m3",
-    "F8_E5M2": "f8e5m2", "F8_E8M0": "f8e8m0", "I64": "i64", "I32": "i32", "I16": "i16",
-    "I8": "i8", "U8": "u8", "U16": "u16", "U32": "u32", "BOOL": "bool",
-}  # fmt: skip
 _MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 
 
@@ -44,13 +39,13 @@ class TensorHeader:
     @property
     def dtype(self) -> DType:
         """The element type; raises UnsupportedError when it is none that is known."""
-        if self.element not in _DTYPES:
+        if self.element not in BY_SAFETENSORS:
             raise UnsupportedError(
                 f"unknown element type {self.element!r}",
                 Loc(self.file, tensor=self.name),
-                f"known: {', '.join(_DTYPES)}",
+                f"known: {', '.join(BY_SAFETENSORS)}",
             )
-        return DTYPES[_DTYPES[self.element]]
+        return BY_SAFETENSORS[self.element]
 
 
 def read_headers(folder: Path, file: str) -> dict[str, TensorHeader]:
@@ -87,8 +82,8 @@ def _tensors(header: Mapping[str, Any], file: str, base: int) -> Iterator[tuple[
         begin, end = (int(offset) for offset in entry["data_offsets"])
         if begin < 0 or end < begin:
             raise ValueError(f"{name!r} lies at {begin} to {end}")
-        if element in _DTYPES:
-            dtype = DTYPES[_DTYPES[element]]
+        if element in BY_SAFETENSORS:
+            dtype = BY_SAFETENSORS[element]
             if end - begin != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{name!r} has {end - begin} bytes for {dtype}{list(shape)}")
         yield name, TensorHeader(file, name, element, shape, base + begin, end - begin)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...ir.dtypes import F8E4M3, F8E5M2, DType
+from ...ir.dtypes import DTYPES, F8E4M3, DType
 
 #: What Python raises for a pattern that is none, or too large a one.
 NO_PATTERN = (re.error, OverflowError, RecursionError)
@@ -182,8 +182,15 @@ def _distinct(forms: Sequence[Form | Unread | None]) -> list[Form | Unread | Non
     return list(found.values())
 
 
-#: The element types by the names that configurations have for them.
-ELEMENTS = {
-    "e4m3": F8E4M3, "float8_e4m3fn": F8E4M3, "float8_e4m3": F8E4M3, "fp8_e4m3": F8E4M3,
-    "e5m2": F8E5M2, "float8_e5m2": F8E5M2, "fp8_e5m2": F8E5M2,
-}  # fmt: skip
+#: The types that weights have as codes of 8 bits.
+FLOAT8 = tuple(t for t in DTYPES.values() if t.is_code and t.bits == 8 and t.special != "scale")
+
+
+def _names(t: DType) -> tuple[str, ...]:
+    """Return the names that configurations have for a type of codes."""
+    short = t.name.removeprefix("f8")
+    return (short, str(t.torch), f"float8_{short}", f"fp8_{short}")
+
+
+#: Those types by these names.
+ELEMENTS = {name: t for t in FLOAT8 for name in _names(t)}

@@ -6,8 +6,18 @@ Source: FineGrainedFP8Config of transformers, and the configurations of released
 
 from __future__ import annotations
 
-from ...ir.dtypes import F8E4M3, F8E5M2
-from .form import DEFAULT_BLOCK, ELEMENTS, MX_BLOCK, ROW, TENSOR, Block, Form, Scheme, listed
+from .form import (
+    DEFAULT_BLOCK,
+    ELEMENTS,
+    FLOAT8,
+    MX_BLOCK,
+    ROW,
+    TENSOR,
+    Block,
+    Form,
+    Scheme,
+    listed,
+)
 from .settings import METADATA, WIDE, Keys, Neutral, Settings
 
 LOADING = "how a loader is to treat the weights, which are as they are"
@@ -52,7 +62,7 @@ def read_fp8(settings: Settings) -> Scheme:
     form = Form(
         _blocks(settings, mx),
         settings.place,
-        (ELEMENTS[said],) if said else (F8E4M3, F8E5M2),
+        (ELEMENTS[said],) if said else FLOAT8,
         exponents=mx or scale_fmt == "ue8m0",
     )
     excluded = [settings.patterns(k, listed) for k in ("modules_to_not_convert", "ignored_layers")]
@@ -76,7 +86,7 @@ def unsaid(place: str) -> Scheme:
     form = Form(
         (DEFAULT_BLOCK, TENSOR, ROW),
         f"{place}, which says nothing of quantization",
-        (F8E4M3, F8E5M2),
+        FLOAT8,
         suffixes=("weight_scale_inv", "scale_inv"),
     )
     return Scheme("none", place, default=form)

@@ -22,7 +22,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...errors import DiluError, Loc, UnsupportedError
-from ...ir.dtypes import BF16, DTYPES, I64, DType
+from ...ir.dtypes import BF16, DTYPES, F16, F32, I64, DType
 from ...ir.graph import Graph, Value
 from ...ir.ops.control import Call
 from ...ir.types import TensorType, shape_of, symbol
@@ -103,12 +103,12 @@ def capture_language_model(
 
 def _stored_dtype(settings: Mapping[str, Any]) -> DType:
     """Return the element type of unquantized weights as the configuration says it."""
-    names = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+    names = {t.torch: t for t in (BF16, F16, F32)}
     text = text_settings(settings)
     said = next(
         (x[k] for x in (settings, text) for k in ("torch_dtype", "dtype") if x.get(k)), None
     )
-    return DTYPES[names[said]] if said in names else BF16
+    return names.get(said, BF16)
 
 
 def _info(

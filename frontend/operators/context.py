@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import (
 )
 from torch.utils._sympy import functions as torch_sympy
 
+from ...element_types import BY_TORCH
 from ...errors import DiluError, Loc, UnsupportedError
-from ...ir.dtypes import DTYPES, F8E8M0, F32, F64, DType
+from ...ir.dtypes import F8E8M0, F32, F64, DType
 from ...ir.graph import Node, Value
 from ...ir.op import Op
 from ...ir.ops.elementwise import Cast, Ne, Where
@@ -36,23 +37,7 @@ Lowering = Callable[..., Any]
 #: The importer's table: an operator's name, as `str(torch.ops.aten.add.Tensor)`, and its lowering.
 TABLE: dict[str, Lowering] = {}
 
-TORCH_DTYPES: dict[torch.dtype, DType] = {
-    torch.float64: DTYPES["f64"],
-    torch.float32: DTYPES["f32"],
-    torch.float16: DTYPES["f16"],
-    torch.bfloat16: DTYPES["bf16"],
-    torch.float8_e4m3fn: DTYPES["f8e4m3"],
-    torch.float8_e5m2: DTYPES["f8e5m2"],
-    torch.float8_e8m0fnu: DTYPES["f8e8m0"],
-    torch.int64: DTYPES["i64"],
-    torch.int32: DTYPES["i32"],
-    torch.int16: DTYPES["i16"],
-    torch.int8: DTYPES["i8"],
-    torch.uint8: DTYPES["u8"],
-    torch.uint16: DTYPES["u16"],
-    torch.uint32: DTYPES["u32"],
-    torch.bool: DTYPES["bool"],
-}
+TORCH_DTYPES: dict[torch.dtype, DType] = {getattr(torch, name): t for name, t in BY_TORCH.items()}
 
 
 def lowers(*operators: str) -> Callable[[Lowering], Lowering]:

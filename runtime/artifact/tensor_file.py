@@ -11,16 +11,11 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ...element_types import DTYPES
+
 ALIGNMENT = 64
 Chunk = bytes | memoryview
 _LENGTH_BYTES = 8  # the header's length stands before the header
-
-_NAMES = {
-    "f64": "F64", "f32": "F32", "f16": "F16", "bf16": "BF16",
-    "f8e4m3": "F8_E4M3", "f8e5m2": "F8_E5M2", "f8e8m0": "F8_E8M0", "f4e2m1": "U8",
-    "i64": "I64", "i32": "I32", "i16": "I16", "i8": "I8",
-    "u8": "U8", "u16": "U16", "u32": "U32", "bool": "BOOL",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +48,7 @@ def layout(entries: Sequence[Entry]) -> Layout:
             table[f"__pad_{number}"] = _described("U8", (gap,), at, gap)
             at += gap
         starts.append(at)
-        table[entry.name] = _described(_NAMES[entry.dtype], entry.shape, at, entry.nbytes)
+        table[entry.name] = _described(_named(entry.dtype), entry.shape, at, entry.nbytes)
         at += entry.nbytes
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + _LENGTH_BYTES) % ALIGNMENT)
@@ -77,3 +72,8 @@ def chunks(
 
 def _described(dtype: str, shape: tuple[int, ...], at: int, nbytes: int) -> dict[str, object]:
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + nbytes]}
+
+
+def _named(dtype: str) -> str:
+    """Return the format's name of an element type; what it has none for is bytes."""
+    return DTYPES[dtype].safetensors or "U8"

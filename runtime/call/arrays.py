@@ -11,17 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from ...element_types import BY_TORCH, DTYPES
 from ...errors import DiluError
 from ..artifact.storage import STORAGE, storage
 
 #: Types that numpy does not have, by the names torch and ml_dtypes give them.
-FOREIGN = {
-    "bfloat16": "bf16",
-    "float8_e4m3fn": "f8e4m3",
-    "float8_e5m2": "f8e5m2",
-    "float8_e8m0fnu": "f8e8m0",
-}
-_BITS_ONLY = {*FOREIGN.values(), "f4e2m1"}
+FOREIGN = {name: t.name for name, t in BY_TORCH.items() if not t.is_numpys}
+_BITS_ONLY = {t.name for t in DTYPES.values() if not t.is_numpys}
 _NAMES = {bits: name for name, bits in STORAGE.items() if name not in _BITS_ONLY}
 
 
@@ -98,8 +94,10 @@ def from_numpy(array: np.ndarray, dtype: str, *, torch: bool) -> Any:
         return array
     library = sys.modules["torch"]
     tensor = library.from_numpy(array)
-    foreign = next((name for name, ours in FOREIGN.items() if ours == dtype), None)
-    return tensor if foreign is None else tensor.view(getattr(library, foreign))
+    known = DTYPES[dtype]
+    if known.is_numpys or known.torch is None:
+        return tensor
+    return tensor.view(getattr(library, known.torch))
 
 
 def _from_torch(tensor: Any, reader: str) -> tuple[np.ndarray, str]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+from ...element_types import BY_DLPACK, DTYPES
 from ...errors import DiluError
 
 _NEW, _USED = b"dltensor", b"used_dltensor"
@@ -43,19 +44,6 @@ class _Managed(ctypes.Structure):
 
     _fields_ = [("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p)]
 
-
-#: (type code, bits) of DLPack → the element type in a manifest.
-_ELEMENTS: dict[tuple[int, int], str] = {
-    **{(0, bits): f"i{bits}" for bits in (8, 16, 32, 64)},
-    **{(1, bits): f"u{bits}" for bits in (8, 16, 32)},
-    **{(2, bits): f"f{bits}" for bits in (16, 32, 64)},
-    (4, 16): "bf16",
-    (6, 8): "bool",
-    (10, 8): "f8e4m3",
-    (12, 8): "f8e5m2",
-    (14, 8): "f8e8m0",
-}
-_CODES = {name: code for code, name in _ELEMENTS.items()}
 
 _api = ctypes.pythonapi
 _get_pointer = _api.PyCapsule_GetPointer
@@ -90,11 +78,11 @@ class Imported:
             tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else dense
         )
         self.address = (tensor.data or 0) + tensor.byte_offset
-        element = _ELEMENTS.get((tensor.code, tensor.bits)) if tensor.lanes == 1 else None
+        element = BY_DLPACK.get((tensor.code, tensor.bits)) if tensor.lanes == 1 else None
         if element is None:
             kind = f"type {tensor.code} of {tensor.bits} bits"
             raise DiluError(f"arrays of DLPack {kind} are not supported")
-        self.element = element
+        self.element = element.name
 
     @property
     def contiguous(self) -> bool:
@@ -146,7 +134,7 @@ def export(
     tensor.data = address
     tensor.device_type, tensor.device_id = device
     tensor.ndim = count
-    tensor.code, tensor.bits = _CODES[element]
+    tensor.code, tensor.bits = DTYPES[element].dlpack, DTYPES[element].bits
     tensor.lanes = 1
     tensor.shape = ctypes.cast(shape_array, ctypes.POINTER(ctypes.c_int64))
     tensor.strides = ctypes.cast(strides_array, ctypes.POINTER(ctypes.c_int64))

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ...element_types import DTYPES
 from ...errors import DiluError
 from ..artifact.artifact import Artifact
 from ..artifact.expression import evaluate_shape
@@ -24,7 +25,7 @@ from ..artifact.manifest import FunctionEntry, ValueEntry
 from ..artifact.storage import storage
 from ..artifact.weights import Weights
 from ..buckets import pad_batch, padded_sizes
-from ..call.arrays import FOREIGN, from_numpy
+from ..call.arrays import from_numpy
 from ..call.batch import PARAMETERS
 from ..progress import Progress, silent
 from . import bind
@@ -125,11 +126,11 @@ class GpuEngine:
         if not torch:
             return array
         library = sys.modules["torch"]  # the caller's own arrays are its tensors
-        foreign = next((t for t, ours in FOREIGN.items() if ours == dtype), None)
-        if foreign is None or array.dtype.itemsize > 1:
+        known = DTYPES[dtype]
+        if known.torch is None or not known.is_code:
             return library.from_dlpack(array)
         bits = DeviceArray(self.device, array, array.address, array.shape, "u8")
-        return library.from_dlpack(bits).view(getattr(library, foreign))
+        return library.from_dlpack(bits).view(getattr(library, known.torch))
 
     def zeros(self, shape: Sequence[int], dtype: str) -> DeviceArray:
         """Return a new state."""

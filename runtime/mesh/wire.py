@@ -11,12 +11,14 @@ from functools import cache
 
 import numpy as np
 
+from ...element_types import DTYPES, decode_table, max_finite
 from ...errors import DiluError
 
 #: What is sent to experts, and what comes back.
 FORMATS = {"exact": ("exact", "exact"), "bf16": ("bf16", "bf16"), "f8e4m3": ("f8e4m3", "bf16")}
+_FP8 = DTYPES["f8e4m3"]
 #: The largest number of e4m3, and the bytes of a scale.
-LARGEST, SCALE = 448.0, 4
+LARGEST, SCALE = max_finite(_FP8), 4
 
 
 def check_format(name: str) -> None:
@@ -88,9 +90,5 @@ def _to_fp8(x: np.ndarray) -> np.ndarray:
 
 @cache
 def _decoded() -> np.ndarray:
-    """Return the values of the 256 codes of e4m3."""
-    codes = np.arange(256)
-    exponent, mantissa = codes >> 3 & 15, codes & 7
-    size = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
-    size[(codes & 127) == 127] = np.nan
-    return np.where(codes >> 7, -size, size).astype(np.float32)
+    """Return the values f32[256] of the codes of e4m3."""
+    return decode_table(_FP8).astype(np.float32)

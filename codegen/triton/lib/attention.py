@@ -7,8 +7,9 @@ never read.
 
 A head's DK numbers are read as D1 (the largest power of two in DK, at least 16) and the rest,
 filled up to D2 (a power of two from 16, or 0); likewise the DV numbers of a value as V1 and V2.
-SAME: a value is the first DV numbers of its key; the tile of keys serves twice where V1 is D1.
-Operands of products have type DOT; queries and weights are sums of PARTS (1 or 2) of them.
+SAME: `values` are `keys`, and a value the first DV numbers of its key; the tile of keys serves
+twice where V1 is D1.
+Operands of products have type DOT.
 
 Queries stay in registers while keys pass, or, where BC is not 0, are read again for every step, BC
 numbers of queries and keys at a time: wide heads in f32 would not fit.
@@ -47,18 +48,11 @@ def attention_store(
 
 @triton.jit
 def attention_operand(x, DOT: tl.constexpr):
-    """Return what a cache holds as an operand."""
+    """Return numbers as an operand."""
     if x.dtype == DOT:
         return x
     else:
         return as_f32(x).to(DOT)
-
-
-@triton.jit
-def attention_dot(a, low, b, sums, PARTS: tl.constexpr, PRECISION: tl.constexpr):
-    if PARTS > 1:
-        sums = tl.dot(low, b, sums, input_precision=PRECISION)
-    return tl.dot(a, b, sums, input_precision=PRECISION)
 
 
 @triton.jit
@@ -90,18 +84,15 @@ def attention_queries(
     D2: tl.constexpr,
     BC: tl.constexpr,
     DOT: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
-    """Return the queries' first D1 numbers and the rest, each as an operand and what it lacks;
-    where they are read in chunks, nothing of use."""
+    """Return the queries' first D1 numbers and the rest as operands; where they are read in chunks,
+    nothing of use."""
     FIRST: tl.constexpr = D1 if BC == 0 else 16
-    x = attention_load(q, at, inside, 0, FIRST, DK)
-    q1, low1, unused = parts_of(x, DOT, PARTS)
-    q2, low2 = q1, low1
+    q1 = attention_operand(attention_load(q, at, inside, 0, FIRST, DK), DOT)
+    q2 = q1
     if D2 > 0 and BC == 0:
-        x = attention_load(q, at, inside, D1, D2, DK)
-        q2, low2, unused = parts_of(x, DOT, PARTS)
-    return q1, low1, q2, low2
+        q2 = attention_operand(attention_load(q, at, inside, D1, D2, DK), DOT)
+    return q1, q2
 
 
 @triton.jit
@@ -127,15 +118,13 @@ def attention_scores_chunked(
     DK: tl.constexpr,
     BC: tl.constexpr,
     DOT: tl.constexpr,
-    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Return the products of queries and keys, BC numbers at a time."""
     for c in range(0, DK, BC):
-        x = attention_chunk(q, q_at, q_inside, c, DK, BC)
-        high, low, unused = parts_of(x, DOT, PARTS)
+        query = attention_operand(attention_chunk(q, q_at, q_inside, c, DK, BC), DOT)
         key = attention_operand(attention_chunk(keys, k_at, k_inside, c, DK, BC), DOT)
-        scores = attention_dot(high, low, tl.trans(key), scores, PARTS, PRECISION)
+        scores = tl.dot(query, tl.trans(key), scores, input_precision=PRECISION)
     return scores
 
 
@@ -145,9 +134,7 @@ def attention_walk(
     q_at,  # where the rows of queries begin
     q_inside,
     q1,
-    low1,
     q2,
-    low2,
     sums1,  # f32 [BM, V1] and [BM, V2]: values times weights
     sums2,
     highest,  # f32 [BM]: the largest score
@@ -176,7 +163,6 @@ def attention_walk(
     BN: tl.constexpr,
     BC: tl.constexpr,
     DOT: tl.constexpr,
-    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Return the sums, maxima and totals after places `begin` to `end` of one sequence.
@@ -195,14 +181,14 @@ def attention_walk(
         scores = tl.zeros((highest.shape[0], BN), tl.float32)
         if BC > 0:
             scores = attention_scores_chunked(
-                q, q_at, q_inside, keys, cell * DK, there, scores, DK, BC, DOT, PARTS, PRECISION
+                q, q_at, q_inside, keys, cell * DK, there, scores, DK, BC, DOT, PRECISION
             )
         else:
             key = attention_operand(attention_load(keys, cell * DK, there, 0, D1, DK), DOT)
-            scores = attention_dot(q1, low1, tl.trans(key), scores, PARTS, PRECISION)
+            scores = tl.dot(q1, tl.trans(key), scores, input_precision=PRECISION)
             if D2 > 0:
                 rest = attention_operand(attention_load(keys, cell * DK, there, D1, D2, DK), DOT)
-                scores = attention_dot(q2, low2, tl.trans(rest), scores, PARTS, PRECISION)
+                scores = tl.dot(q2, tl.trans(rest), scores, input_precision=PRECISION)
         seen = (place[None, :] <= last[:, None]) & there[None, :]
         if WINDOW > 0:
             seen = seen & (place[None, :] >= first[:, None])
@@ -213,21 +199,15 @@ def attention_walk(
         decay = tl.exp2(highest - finite)
         highest = higher
         total = total * decay + tl.sum(weights, 1)
-        p, low, unused = parts_of(weights, DOT, PARTS)
+        p = attention_operand(weights, DOT)
         if (SAME and V1 == D1) and (DV >= V1 and BC == 0):  # Triton 3.2 knows no longer chains
             value = key
-        elif SAME:
-            value = attention_operand(attention_load(keys, cell * DK, there, 0, V1, DV), DOT)
         else:
             value = attention_operand(attention_load(values, cell * DVX, there, 0, V1, DV), DOT)
-        sums1 = attention_dot(p, low, value, sums1 * decay[:, None], PARTS, PRECISION)
+        sums1 = tl.dot(p, value, sums1 * decay[:, None], input_precision=PRECISION)
         if V2 > 0:
-            if SAME:
-                value = attention_load(keys, cell * DK, there, V1, V2, DV)
-            else:
-                value = attention_load(values, cell * DVX, there, V1, V2, DV)
-            value = attention_operand(value, DOT)
-            sums2 = attention_dot(p, low, value, sums2 * decay[:, None], PARTS, PRECISION)
+            value = attention_operand(attention_load(values, cell * DVX, there, V1, V2, DV), DOT)
+            sums2 = tl.dot(p, value, sums2 * decay[:, None], input_precision=PRECISION)
     return sums1, sums2, highest, total
 
 
@@ -256,7 +236,6 @@ def attention_prefill(
     V1: tl.constexpr,
     V2: tl.constexpr,
     DOT: tl.constexpr,
-    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     BT: tl.constexpr,
     BH: tl.constexpr,
@@ -279,7 +258,7 @@ def attention_prefill(
     alive = last >= 0
     first = tl.maximum(last - (WINDOW - 1), 0) if WINDOW > 0 else last * 0
     row = token.to(tl.int64) * HQ + head
-    q1, low1, q2, low2 = attention_queries(q, row * DK, inside, DK, D1, D2, BC, DOT, PARTS)
+    q1, q2 = attention_queries(q, row * DK, inside, DK, D1, D2, BC, DOT)
     sums1 = tl.zeros((BM, V1), tl.float32)
     sums2 = tl.zeros((BM, V2 if V2 > 0 else 16), tl.float32)
     highest = tl.full((BM,), float("-inf"), tl.float32)
@@ -291,10 +270,10 @@ def attention_prefill(
         end = tl.max(tl.where(own, last, -1), 0) + 1
         begin = tl.min(tl.where(own, first, NONE), 0)  # beyond the end where none is of s
         sums1, sums2, highest, total = attention_walk(
-            q, row * DK, inside, q1, low1, q2, low2, sums1, sums2, highest, total,
+            q, row * DK, inside, q1, q2, sums1, sums2, highest, total,
             first, tl.where(own, last, -1), keys, values, pages + tl.cast(s, tl.int64) * P,
             kv_head, begin // BN * BN, begin, end,
-            HKV, DK, DV, DVX, G, SCALE, WINDOW, SAME, D1, D2, V1, V2, BN, BC, DOT, PARTS, PRECISION,
+            HKV, DK, DV, DVX, G, SCALE, WINDOW, SAME, D1, D2, V1, V2, BN, BC, DOT, PRECISION,
         )  # fmt: skip
     inverse = tl.where(total == 0.0, 0.0, 1.0 / total)[:, None]
     attention_store(out, row * DV, inside, sums1 * inverse, 0, V1, DV)
@@ -328,7 +307,6 @@ def attention_split(
     V1: tl.constexpr,
     V2: tl.constexpr,
     DOT: tl.constexpr,
-    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     BH: tl.constexpr,
     BN: tl.constexpr,
@@ -352,15 +330,15 @@ def attention_split(
     start += part * share
     end = tl.minimum(start + share, last + 1)
     row = tl.cast(token, tl.int64) * HQ + head
-    q1, low1, q2, low2 = attention_queries(q, row * DK, inside, DK, D1, D2, BC, DOT, PARTS)
+    q1, q2 = attention_queries(q, row * DK, inside, DK, D1, D2, BC, DOT)
     lanes = tl.zeros((BM,), tl.int32)
     sums1, sums2, highest, total = attention_walk(
-        q, row * DK, inside, q1, low1, q2, low2,
+        q, row * DK, inside, q1, q2,
         tl.zeros((BM, V1), tl.float32), tl.zeros((BM, V2 if V2 > 0 else 16), tl.float32),
         tl.full((BM,), float("-inf"), tl.float32), tl.zeros((BM,), tl.float32),
         lanes + first, lanes + last,
         keys, values, pages + owner * P, kv_head, start, tl.maximum(start, first), end,
-        HKV, DK, DV, DVX, G, SCALE, WINDOW, SAME, D1, D2, V1, V2, BN, BC, DOT, PARTS, PRECISION,
+        HKV, DK, DV, DVX, G, SCALE, WINDOW, SAME, D1, D2, V1, V2, BN, BC, DOT, PRECISION,
     )  # fmt: skip
     at = row * SPLITS + part
     tl.store(maxima + at, highest, mask=inside)

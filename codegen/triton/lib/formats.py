@@ -3,8 +3,8 @@
 A number becomes one or more parts in the type of the matrix instructions, DOT: one where DOT holds
 it exactly, else two or three whose sum is the number to f32's precision or nearly so. DECODE says
 how FP8 codes become numbers: "packed" by inline assembly, four at a time; "portable" by integer
-arithmetic; "native" by conversion instructions. Without NAN, the two NaN codes of e4m3 are taken
-for +-480; with it they are NaN.
+arithmetic; "native" by conversion instructions. Those take the two NaN codes of e4m3 for +-480;
+for "exact" they are NaN.
 """
 
 import triton
@@ -61,6 +61,19 @@ def as_f32(x):
         return decode_bf16(x)
     else:
         return x.to(tl.float32)
+
+
+@triton.jit
+def decoded(code, FORMAT: tl.constexpr):
+    """Return numbers in a storage format, codes or not, as f32."""
+    if FORMAT == "f8e4m3":
+        return decode_f8e4m3(code)
+    elif FORMAT == "f8e5m2":
+        return decode_f8e5m2(code)
+    elif FORMAT == "f8e8m0":
+        return decode_f8e8m0(code)
+    else:
+        return as_f32(code)
 
 
 # ---------------------------------------------------------------------------------- encode

@@ -6,6 +6,9 @@ instructions. Where one scale serves a whole step along K it multiplies the step
 it serves all of K, the whole sum; else weights are multiplied one by one and then split into
 parts. Sums are f32.
 
+Parameters that travel together stay apart: Triton 3.2, which compiles for cuda:70 and cuda:75,
+takes neither tuples nor named tuples as arguments, of values or of constants.
+
 Shapes: a tile has BM rows and BN columns, a step along K has BK.
 """
 
@@ -46,16 +49,11 @@ def parts_of(x, DOT: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
-def exact_operand(
-    code,
-    FORMAT: tl.constexpr,
-    DOT: tl.constexpr,
-    DECODE: tl.constexpr,
-    NAN: tl.constexpr,
-):
-    """Return weights as operands that hold them exactly, times `unit(FORMAT, DOT, DECODE, NAN)`."""
+def exact_operand(code, FORMAT: tl.constexpr, DOT: tl.constexpr, DECODE: tl.constexpr):
+    """Return weights as operands that hold them exactly; e4m3 as f16 times 2^-8, where they are
+    "packed" or "portable"."""
     if FORMAT == "f8e4m3":
-        if NAN or DOT == tl.float32:
+        if DECODE == "exact" or DOT == tl.float32:
             return decode_f8e4m3(code).to(DOT)
         elif DECODE == "native":
             return code.to(tl.float8e4nv, bitcast=True).to(DOT)
@@ -68,53 +66,28 @@ def exact_operand(
             return portable_f16(code)
         else:
             return portable_bf16(code)
-    elif FORMAT == "f8e5m2":
-        return decode_f8e5m2(code).to(DOT)
     elif code.dtype == DOT:
         return code
     else:
-        return as_f32(code).to(DOT)
+        return decoded(code, FORMAT).to(DOT)
 
 
 @triton.jit
-def widened(code, FORMAT: tl.constexpr):
-    """Return weights as f32."""
-    if FORMAT == "f8e4m3":
-        return decode_f8e4m3(code)
-    elif FORMAT == "f8e5m2":
-        return decode_f8e5m2(code)
-    else:
-        return as_f32(code)
-
-
-@triton.jit
-def scale_of(pointer, FORMAT: tl.constexpr):
-    """Return scales from memory as f32."""
-    raw = tl.load(pointer)
-    if FORMAT == "f8e8m0":
-        return decode_f8e8m0(raw)
-    else:
-        return as_f32(raw)
-
-
-@triton.jit
-def add_dots(
-    sums, x0, x1, x2, w0, w1, w2, X: tl.constexpr, W: tl.constexpr, PRECISION: tl.constexpr
-):
+def add_dots(sums, x0, x1, x2, w0, w1, w2, X: tl.constexpr, W: tl.constexpr):
     """Add the products of parts that matter: those whose numbers add up to less than the larger
     count of parts."""
     MOST: tl.constexpr = W if W > X else X
     if X > 2:
-        sums = tl.dot(x2, w0, sums, input_precision=PRECISION)
+        sums = tl.dot(x2, w0, sums, input_precision="ieee")
     if W > 2:
-        sums = tl.dot(x0, w2, sums, input_precision=PRECISION)
+        sums = tl.dot(x0, w2, sums, input_precision="ieee")
     if (X > 1 and W > 1) and MOST > 2:
-        sums = tl.dot(x1, w1, sums, input_precision=PRECISION)
+        sums = tl.dot(x1, w1, sums, input_precision="ieee")
     if X > 1:
-        sums = tl.dot(x1, w0, sums, input_precision=PRECISION)
+        sums = tl.dot(x1, w0, sums, input_precision="ieee")
     if W > 1:
-        sums = tl.dot(x0, w1, sums, input_precision=PRECISION)
-    return tl.dot(x0, w0, sums, input_precision=PRECISION)
+        sums = tl.dot(x0, w1, sums, input_precision="ieee")
+    return tl.dot(x0, w0, sums, input_precision="ieee")
 
 
 @triton.jit
@@ -133,8 +106,6 @@ def add_step(
     W: tl.constexpr,
     DOT: tl.constexpr,
     DECODE: tl.constexpr,
-    NAN: tl.constexpr,
-    PRECISION: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """Add one step of K, weights at the addresses `codes[BK, BN]`, to sums[BM, BN].
@@ -146,21 +117,21 @@ def add_step(
     else:
         code = tl.load(codes)
     if MODE == "each":
-        w0, w1, w2 = parts_of(widened(code, FORMAT) * scale_of(scales, SCALE), DOT, W)
-        return add_dots(sums, x0, x1, x2, w0, w1, w2, X, W, PRECISION)
+        w0, w1, w2 = parts_of(decoded(code, FORMAT) * decoded(tl.load(scales), SCALE), DOT, W)
+        return add_dots(sums, x0, x1, x2, w0, w1, w2, X, W)
     elif W > 1:
         w0, w1, w2 = parts_of(code, DOT, W)
-        step = add_dots(tl.zeros_like(sums), x0, x1, x2, w0, w1, w2, X, W, PRECISION)
+        step = add_dots(tl.zeros_like(sums), x0, x1, x2, w0, w1, w2, X, W)
         if MODE == "step":
-            step = step * scale_of(scales, SCALE)
+            step = step * decoded(tl.load(scales), SCALE)
         return sums + step
     else:
-        w = exact_operand(code, FORMAT, DOT, DECODE, NAN)
+        w = exact_operand(code, FORMAT, DOT, DECODE)
         if MODE == "step":
-            step = add_dots(tl.zeros_like(sums), x0, x1, x2, w, w, w, X, W, PRECISION)
-            return sums + step * scale_of(scales, SCALE)
+            step = add_dots(tl.zeros_like(sums), x0, x1, x2, w, w, w, X, W)
+            return sums + step * decoded(tl.load(scales), SCALE)
         else:
-            return add_dots(sums, x0, x1, x2, w, w, w, X, W, PRECISION)
+            return add_dots(sums, x0, x1, x2, w, w, w, X, W)
 
 
 @triton.jit
@@ -193,13 +164,11 @@ def product_tile(
     W: tl.constexpr,
     DOT: tl.constexpr,
     DECODE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    NAN: tl.constexpr,
-    BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
     """Return sums[BM, BN] of one matrix, or of two (the second repeats the first with one)."""
+    BM: tl.constexpr = valid.shape[0]
     MASKED: tl.constexpr = not K_WHOLE or not (N_WHOLE or TRANSPOSED)
     k = tl.arange(0, BK)
     columns = first + tl.arange(0, BN)[None, :]
@@ -239,23 +208,23 @@ def product_tile(
             step = tl.cast(k0, tl.int64) * STRIDE
         sums = add_step(
             sums, x0, x1, x2, w + (place + step), w_scales + at, mask,
-            FORMAT, SCALE, MODE, X, W, DOT, DECODE, NAN, PRECISION, MASKED,
+            FORMAT, SCALE, MODE, X, W, DOT, DECODE, MASKED,
         )  # fmt: skip
         if TWO:
             more = add_step(
                 more, x0, x1, x2, v + (place + step), v_scales + at, mask,
-                FORMAT, SCALE, MODE, X, W, DOT, DECODE, NAN, PRECISION, MASKED,
+                FORMAT, SCALE, MODE, X, W, DOT, DECODE, MASKED,
             )  # fmt: skip
     if MODE == "end":
         if TRANSPOSED or BLOCK_ROWS == 0:
             at = fixed
         else:
             at = fixed + row // BLOCK_ROWS * SCALE_STRIDE
-        sums = sums * scale_of(w_scales + at, SCALE)
+        sums = sums * decoded(tl.load(w_scales + at), SCALE)
         if TWO:
-            more = more * scale_of(v_scales + at, SCALE)
-    if (FORMAT == "f8e4m3" and DOT == tl.float16) and (DECODE != "native" and MODE != "each"):
-        if not NAN:  # operands were 2^-8 of the weights
-            sums = sums * 256.0
-            more = more * 256.0
+            more = more * decoded(tl.load(v_scales + at), SCALE)
+    SMALL: tl.constexpr = DECODE == "packed" or DECODE == "portable"
+    if (FORMAT == "f8e4m3" and DOT == tl.float16) and (SMALL and MODE != "each"):
+        sums = sums * 256.0  # operands were 2^-8 of the weights
+        more = more * 256.0
     return sums, more

@@ -37,7 +37,6 @@ class Case:
     q: str = "float32"
     cache: str = "float32"
     dot: str = "float32"
-    parts: int = 1
     bound: float = 2e-6
 
 
@@ -64,7 +63,6 @@ CASES = {
     "bf16_cache": Case((8, 2, 32, 32, 32), q="bfloat16", cache="bfloat16", bound=1e-2),
     "bf16_cache_splits": Case((8, 2, 96, 32, 32), q="float32", cache="bfloat16", splits=2),
     "f16": Case((8, 2, 32, 32, 32), q="float16", cache="float16", dot="float16", bound=5e-3),
-    "f16_parts": Case((8, 2, 32, 32, 32), cache="float16", dot="float16", parts=2),
 }
 
 
@@ -88,7 +86,7 @@ def constants(case: Case) -> dict[str, object]:
     found = {
         "HQ": hq, "HKV": hkv, "DK": dk, "DV": dv, "DVX": dvx, "G": case.page, "SCALE": 0.25,
         "WINDOW": case.window, "SAME": case.same, "D1": d1, "D2": d2, "V1": v1, "V2": v2,
-        "DOT": getattr(tl, case.dot), "PARTS": case.parts, "PRECISION": "ieee",
+        "DOT": getattr(tl, case.dot), "PRECISION": "ieee",
     }  # fmt: skip
     more = {"BH": bh, "BN": bn, "BC": case.chunk, "SPLITS": case.splits} if case.splits else {}
     return found | (more or {"BT": bt, "BH": bh, "BN": bn, "BC": case.chunk})

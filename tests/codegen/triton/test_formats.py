@@ -10,26 +10,28 @@ import pytest
 import torch
 from interpreted import module_of
 
+from dilu.codegen.kernel_ir import ENCODED
 from dilu.codegen.triton.emit import library_text
-from dilu.ir.dtypes import F8E4M3, F8E5M2, F8E8M0, DType, decode, encode
+from dilu.ir.dtypes import DType, decode, encode
 
 pytestmark = pytest.mark.slow
 
-DECODED = {"f8e4m3": F8E4M3, "f8e5m2": F8E5M2, "f8e8m0": F8E8M0}
+DECODED = {t.name: t for t in ENCODED}
 KERNELS = "import triton\nimport triton.language as tl\n\n\n" + library_text()
 for _name in DECODED:
     KERNELS += f"""
 @triton.jit
 def values_{_name}(codes, out, SIZE: tl.constexpr):
     at = tl.arange(0, SIZE)
-    tl.store(out + at, decode_{_name}(tl.load(codes + at)))
+    tl.store(out + at, decoded(tl.load(codes + at), "{_name}"))
 """
-for _name, _dot, _nan in itertools.product(("f8e4m3", "f8e5m2"), ("float16", "bfloat16"), (0, 1)):
+NARROW, WIDE, WAYS = ("f8e4m3", "f8e5m2"), ("float16", "bfloat16"), ("portable", "exact")
+for _name, _dot, _way in itertools.product(NARROW, WIDE, WAYS):
     KERNELS += f"""
 @triton.jit
-def operands_{_name}_{_dot}_{_nan}(codes, out, SIZE: tl.constexpr):
+def operands_{_name}_{_dot}_{_way}(codes, out, SIZE: tl.constexpr):
     at = tl.arange(0, SIZE)
-    x = exact_operand(tl.load(codes + at), "{_name}", tl.{_dot}, "portable", {bool(_nan)})
+    x = exact_operand(tl.load(codes + at), "{_name}", tl.{_dot}, "{_way}")
     tl.store(out + at, as_f32(x))
 """
 for _name, _saturate in itertools.product(DECODED, (False, True)):
@@ -71,15 +73,14 @@ def test_decode(kernels, name):
     assert_same_bits(got, want)
 
 
-@pytest.mark.parametrize("nan", [0, 1])
-@pytest.mark.parametrize("dot", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["f8e4m3", "f8e5m2"])
-def test_operands(kernels, name, dot, nan):
-    """In f16 e4m3 is 2^-8 of itself, and without NAN its codes of NaN are 480, of which the exact
-    operand says so too."""
-    got = run(kernels, f"operands_{name}_{dot}_{nan}", CODES, torch.float32)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dot", WIDE)
+@pytest.mark.parametrize("name", NARROW)
+def test_operands(kernels, name, dot, way):
+    """Where they are not exact, e4m3's codes of NaN are 480, and in f16 all is 2^-8 of itself."""
+    got = run(kernels, f"operands_{name}_{dot}_{way}", CODES, torch.float32)
     want = decode(DECODED[name], CODES)
-    if name == "f8e4m3" and not nan:
+    if name == "f8e4m3" and way == "portable":
         want = np.where(CODES == 0x7F, 480.0, np.where(CODES == 0xFF, -480.0, want))
         want = (want / 256 if dot == "float16" else want).astype(np.float32)
     assert_same_bits(got, want)

@@ -8,12 +8,6 @@ from dilu.runtime.artifact.storage import STORAGE, storage
 from dilu.runtime.call.arrays import from_numpy, to_numpy
 
 
-def test_the_table_is_the_compilers():
-    from dilu.ir.dtypes import DTYPES
-
-    assert {name: t.storage for name, t in DTYPES.items()} == STORAGE
-
-
 def test_unknown_type():
     with pytest.raises(DiluError, match="element type 'f7', which this version of dilu lacks"):
         storage("f7")
