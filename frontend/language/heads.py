@@ -24,7 +24,7 @@ def require_same_head(whole: Any, text: Any, settings: Mapping[str, Any], file: 
         return  # the head is the text part's own
     for name in sorted(_about_logits(alone)):
         value = getattr(text, name, None)
-        if isinstance(value, float) and value != 1 and name not in _forward(outer):
+        if isinstance(value, float) and value != 1.0 and name not in _forward(outer):
             raise UnsupportedError(
                 f"the text part alone ({alone.__name__}) applies {name} {value!r} to its logits, "
                 f"and {outer.__name__} does not",
