@@ -63,7 +63,9 @@ DILU_INLINE void dilu_few_totals(int rows, int wide, const v_f32* acc, int first
 
 /* `wide` weight rows over the segment; returns whether there may be special codes among them. */
 DILU_INLINE int dilu_few_rows(dilu_weight_type type, int rows, int wide, const dilu_few* job, const dilu_matrix_row* w, float* totals) {
-  const int64_t size = dilu_size(type.format);
+  const int64_t size = dilu_size(type.format), span = (job->k1 - job->k0) * size;
+  /* In a segment of the columns, what comes next in a stream is the next row's part of it. */
+  const int64_t ahead = job->k1 - job->k0 == job->K ? DILU_FETCH_AHEAD : (1 + DILU_FETCH_AHEAD / span) * job->w->stride * size;
   const float* x = job->x;
   v_bits flag = v_bits_zero();
   for (int64_t k = job->k0, end; k < job->k1; k = end) {
@@ -75,7 +77,7 @@ DILU_INLINE int dilu_few_rows(dilu_weight_type type, int rows, int wide, const d
     for (; k + 2 * DILU_GROUP <= end; k += 2 * DILU_GROUP, x += 2 * DILU_GROUP * rows) {
 #pragma GCC unroll 4
       for (int n = 0; n < wide; n++)
-        for (int line = 0; line < size; line++) __builtin_prefetch(w[n].codes + k * size + DILU_FETCH_AHEAD + line * DILU_LINE);
+        for (int line = 0; line < size; line++) __builtin_prefetch(w[n].codes + k * size + ahead + line * DILU_LINE);
       dilu_few_group(type, rows, wide, w, 1, k, job->K, x, acc, &flag);
       dilu_few_group(type, rows, wide, w, 1, k + DILU_GROUP, job->K, x + DILU_GROUP * rows, acc, &flag);
     }
