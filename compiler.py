@@ -83,18 +83,19 @@ def compile_model(
 ) -> Artifact:
     """Compile a model, called as in the example `call`, and return the artifact, not saved yet;
     raise DiluError where that cannot be. This is what `compile` and the command do."""
-    from .codegen.generate import generate
+    progress("look up targets")
     from .frontend import doors
     from .frontend.door import ExampleCall
-    from .packing import Compiled, pack
-    from .passes.pipeline import Sharding, compile_graph
     from .planner.placing import read_placing
 
-    progress("look up targets")
     targets = _targets(options.targets)
     found = doors.find_model(model)
     placing = read_placing(options)
     captured = doors.capture(found, call or ExampleCall(), options, progress)
+    from .codegen.generate import generate  # after the errors that take no time
+    from .packing import Compiled, pack
+    from .passes.pipeline import Sharding, compile_graph
+
     sharding = None
     if placing is not None:
         placing = placing.for_groups(captured.expert_groups)

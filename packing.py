@@ -66,7 +66,7 @@ def pack(compiled: Compiled, options: Options) -> Artifact:
     constants, weight_files, data = _constants(planned, captured)
     if data:
         files[CONSTANTS] = data
-    described: Any = captured.language_model  # JSON of LanguageModelInfo
+    described = captured.language_model
     manifest: Manifest = {
         "format": FORMAT,
         "dilu": __version__,

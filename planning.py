@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -178,12 +177,11 @@ def prepare(
     """Capture a checkpoint or a config.json, to be divided; raise DiluError where it is none."""
     from .codegen.targets import find_target
     from .frontend.checkpoint.checkpoint import read_config
+    from .frontend.doors import find_model
     from .frontend.language.language_model import capture_language_model
     from .passes.pipeline import compile_graph
 
-    report, path = progress or silent, Path(model)
-    if not path.exists():
-        raise DiluError(f"no such path: {path}", hint="give the directory of a checkpoint")
+    report, path = progress or silent, find_model(model)
     read_config(path)  # its errors come before those of anything that takes long
     report("capture")
     weights = path.is_dir() and any(path.glob("*.safetensors"))

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ..errors import DiluError
 from ..ir.graph import Graph
 from ..options import Options
+from ..runtime.artifact.manifest import LanguageModelEntry
 from ..runtime.progress import Progress
 
 
@@ -39,7 +40,7 @@ class Captured:
     name: str
     source: str
     folder: Path | None = None
-    language_model: dict[str, Any] | None = None
+    language_model: LanguageModelEntry | None = None
     signature: dict[str, Any] | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
     expert_groups: int = 1

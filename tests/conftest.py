@@ -14,9 +14,33 @@ from hypothesis import settings
 settings.register_profile("dilu", deadline=None)
 settings.load_profile("dilu")
 
-pytest_plugins = ["toy", "fake_gpu"]  # artifacts made by hand, and a driver without a device
+# Artifacts made by hand, a driver without a device, and captures that are kept.
+pytest_plugins = ["toy", "fake_gpu", "captured_once"]
 
 GOLDEN = Path(__file__).parent / "golden"
+
+#: Files that take longest, longest first. They begin first, since each is one worker's: what is
+#: left at the end is short, and no core waits long for another.
+LONGEST = (
+    "e2e/test_interpreted.py",
+    "e2e/test_sharded.py",
+    "e2e/test_sharded_devices.py",
+    "e2e/test_families.py",
+    "test_numerics.py",
+    "frontend/language/test_language_model.py",
+    "e2e/test_scale.py",
+    "codegen/triton/test_attention.py",
+    "codegen/triton/test_families.py",
+    "e2e/test_stored.py",
+    "codegen/triton/test_kernels.py",
+    "frontend/language/test_runs.py",
+    "test_planning.py",
+    "test_mesh_options.py",
+    "e2e/test_bundled_model.py",
+    "e2e/test_mutations.py",
+    "test_casts.py",
+    "codegen/c/test_kernels.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +52,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--update-golden") and os.environ.get("CI"):
         raise pytest.UsageError("golden texts are not updated in CI: do it at home, and look at it")
+    config.option.loadscopereorder = False  # pytest-xdist's order is by the number of tests
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files in the order they are to begin: the longest, then others with slow tests."""
+    here = Path(__file__).parent
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    rank = {here / name: place for place, name in enumerate(LONGEST)}
+    gone = [str(file) for file in rank if not file.exists()]
+    assert not gone, f"LONGEST names files that are gone: {gone}"
+    items.sort(key=lambda item: rank.get(item.path, len(rank) + (item.path not in slow)))
+
+
+@pytest.fixture
+def compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C is compiled in two thirds of the time, and computes the same: kernels fix the order of
+    every operation. For tests of what is around the code of models, not of it."""
+    monkeypatch.setenv("DILU_CFLAGS", "-O1")
 
 
 @pytest.fixture

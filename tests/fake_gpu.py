@@ -117,7 +117,7 @@ def read_f32(address: int, count: int) -> list[float]:
 
 
 @pytest.fixture(scope="session")
-def fake_drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FakeDriver]:
+def fake_drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, FakeDriver]]:
     try:
         compiler = find_compiler()
     except DiluError:
@@ -131,7 +131,8 @@ def fake_drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FakeDriv
         defines = ["-DHIP"] if backend == "hip" else []
         subprocess.run([*compiler, *options, *defines, "-o", out, source], check=True)
         found[backend] = FakeDriver(out)
-    return found
+    yield found
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -152,6 +153,7 @@ def hip(
 
 def _machine(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
     gc.collect()  # what tests before this one left goes first
+    gc.freeze()  # and what stays, all of torch's perhaps, is not looked through again
     driver.reset()
     monkeypatch.setenv("DILU_GPU_LIBRARY", str(driver.path))
     yield driver

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import importlib.util
 import os
 import sys
@@ -23,6 +24,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import torch
+from triton.runtime import interpreter
 
 from dilu.codegen.target import Gpu, Target
 from dilu.ir.dtypes import BF16, F16, F32, DType
@@ -58,6 +60,26 @@ def bound(interpreted: float) -> float:
     where the interpreter's are f32."""
     return interpreted if PLACE is None else max(interpreted, 1e-4)
 
+
+def spare_work() -> None:
+    """Leave out two things that take most of the interpreter's time and change nothing: Triton's
+    language is patched for each launch, and then anew for every call of a function in it; and
+    conditions of overflow are computed, then dropped, since assertions are off (on GPUs, too)."""
+    call, builder = interpreter.InterpretedFunction.__call__, interpreter.interpreter_builder
+    patched: set[str] = set()
+
+    def of_a_kernel(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.fn.__module__ in patched:
+            return self.rewrite()(*args, **kwargs)
+        patched.add(self.fn.__module__)
+        return call(self, *args, **kwargs)
+
+    assert not builder.options.debug
+    interpreter.InterpretedFunction.__call__ = of_a_kernel
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+
+
+spare_work()
 
 _TYPES = {
     "*fp64": torch.float64, "*fp32": torch.float32, "*fp16": torch.float16,

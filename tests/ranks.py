@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forked import Forked
+
 from dilu.errors import DiluError
 
 if TYPE_CHECKING:
@@ -42,11 +44,16 @@ def start(
     mode: str = "run",
     hosts: Hosts | None = None,
     local: int = 0,
+    anew: bool = False,
     **env: str,
 ) -> list[Any]:
     """Start `world` processes; return them. `env` is added to their environment; `{rank}` in a
     value stands for a process's rank, and so it does in the artifact's name. With `hosts`, each
-    process is on a host of its own; with `local`, they say that so many share a machine."""
+    process is on a host of its own; with `local`, they say that so many share a machine. They
+    are forks of one that has imported torch, unless they are to be started `anew`, or have to be:
+    on hosts, and on real devices."""
+    device = env.get("DILU_TEST_DEVICE", "cpu")
+    anew = anew or hosts is not None or device.startswith(("cuda", "hip"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -62,12 +69,15 @@ def start(
         if local:
             place |= {"LOCAL_WORLD_SIZE": str(local), "LOCAL_RANK": str(rank % local)}
         own = {name: value.format(rank=rank) for name, value in env.items()}
-        name = str(artifact).format(rank=rank)
-        command = [*before, sys.executable, __file__, name, str(out / f"{rank}.json"), mode]
+        given = [str(artifact).format(rank=rank), str(out / f"{rank}.json"), mode]
+        environment = {**os.environ, **place, **own}
+        if not anew:
+            found.append(Forked(_main, given, environment, out / f"{rank}.errors"))
+            continue
         found.append(
             subprocess.Popen(
-                command,
-                env={**os.environ, **place, **own},
+                [*before, sys.executable, __file__, *given],
+                env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -89,6 +89,7 @@ def test_every_pair_of_types_under_the_interpreter():
     check(61, compiled=False)
 
 
+@pytest.mark.slow
 def test_constants_are_cast_when_compiling():
     """What is folded is what would be computed."""
     held = torch.tensor(SPECIAL, dtype=torch.float64)

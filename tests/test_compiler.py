@@ -332,3 +332,14 @@ def test_a_configuration_only(tmp_path):
     assert "compiled from a configuration only" in describe_artifact(Artifact.open(path))
     with pytest.raises(DiluError, match="max_seq is 1000000, and the model takes 1 to 512"):
         dilu.compile(EXAMPLE / "config.json", config_only=True, target="null", max_seq=10**6)
+
+
+@pytest.mark.slow
+def test_every_kernel_can_be_shown():
+    """Those that share a function, too, as the attentions of two kinds of layers do."""
+    made = dilu.compile(EXAMPLE, target="null")
+    kernels = made.targets["null"]["kernels"]
+    assert len({k["function"] for k in kernels}) < len({k["name"] for k in kernels})
+    for kernel in kernels:
+        text = kernel_text(made, kernel["name"])
+        assert kernel["function"] in text

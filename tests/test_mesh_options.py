@@ -13,6 +13,8 @@ from dilu.planner.rebalance import rebalance
 from dilu.runtime.artifact.artifact import Artifact
 from dilu.runtime.mesh.shard import placements
 
+pytestmark = pytest.mark.usefixtures("captured_once", "compiled_quickly")
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
@@ -97,6 +99,7 @@ levels:
 """
 
 
+@pytest.mark.slow
 def test_groups_of_experts_stay_on_a_machine(tmp_path):
     """Four groups of two on two machines of two: flat placing would part them by their load."""
     checkpoints.make_checkpoint(tmp_path / "model", "deepseek_v3")

@@ -83,6 +83,7 @@ def test_the_wheel_holds_what_is_tracked(wheel, tracked):
     assert packed == ours
 
 
+@pytest.mark.slow
 def test_the_wheel_imports_from_elsewhere(wheel, tmp_path):
     sh(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path, wheel)
     code = f"""

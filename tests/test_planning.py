@@ -16,6 +16,8 @@ from dilu.planner.cluster import cluster_text, read_cluster
 from dilu.planner.expert_load import load_text
 from dilu.planning import plan
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 CLUSTER = """
 name: two small machines
 device:
@@ -51,6 +53,7 @@ def run(capsys, folder):
     return run
 
 
+@pytest.mark.slow
 def test_what_is_said(run, folder, tmp_path):
     picture = tmp_path / "plan.svg"
     code, out, err = run("--cluster", folder / "large.yaml", "--picture", picture, "--batch", 8)

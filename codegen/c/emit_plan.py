@@ -56,6 +56,7 @@ class ModuleText:
     kernels: list[EmittedKernel] = field(default_factory=list)
     _frames: dict[str, Frame] = field(default_factory=dict)
     _texts: dict[str, str] = field(default_factory=dict)
+    _serving: dict[str, str] = field(default_factory=dict)  # the text of each function
     _plans: dict[str, EmittedPlan] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
 
@@ -85,10 +86,10 @@ class ModuleText:
                 self.parts.append(definition)
         name = self.once(f"/* {kernel.kind} */\n{text}", wanted)
         if name == wanted:
-            self._frames[name] = frame
+            self._frames[name], self._serving[name] = frame, text
         else:
             self._names.discard(wanted)
-        self.kernels.append(EmittedKernel(kernel.name, kernel.kind, name, text))
+        self.kernels.append(EmittedKernel(kernel.name, kernel.kind, name, self._serving[name]))
         return self._frames[name]
 
     # -- plans

@@ -44,7 +44,7 @@ class CheckpointDoor:
             described["max_positions"] = _at_most(options.max_seq, described["max_positions"])
         folder = (path.parent if path.is_file() else path).resolve()
         tokenizer = read_tokenizer(folder, described["vocab_size"])
-        described["notes"] += tokenizer.notes
+        described["notes"] = [*described.get("notes", ()), *tokenizer.notes]
         return Captured(
             graph,
             folder.name if path.is_dir() or path.stem == "config" else path.stem,

@@ -28,6 +28,7 @@ from ...ir.ops.control import Call
 from ...ir.types import TensorType, shape_of, symbol
 from ...ir.weight_format import Storage, plain
 from ...ir.weights import Weight
+from ...runtime.artifact.manifest import LanguageModelEntry
 from ..checkpoint.bind import Binder
 from ..checkpoint.checkpoint import CONFIG, read_checkpoint, read_config, read_quantization
 from ..operators.language import PAGING
@@ -39,6 +40,7 @@ from .configuration import Configuration, decode_floats, read_configuration, tex
 from .generation import read_generation
 from .model import build_model, telling
 from .runs import LayerCall, Run, signature
+from .tokens_apart import require_tokens_apart
 
 PAGE_SIZE = 64
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -67,17 +69,9 @@ class LanguageModelInfo:
     sampling: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> LanguageModelEntry:
         """Return the fields as JSON has them."""
         return json.loads(json.dumps(asdict(self)))
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> LanguageModelInfo:
-        """Return what `to_dict` was made from."""
-        known = dict(fields)
-        for name in ("eos_token_ids", "notes"):
-            known[name] = tuple(known[name])
-        return cls(**known)
 
 
 def capture_language_model(
@@ -190,6 +184,7 @@ class _Capture:
         importer.parameters = [tokens, *(importer.roles[r] for r in PAGING), rows]
         results = importer.run()
         imported = importer.finish("main", results, self.updates)
+        require_tokens_apart(imported.function, rows)
         for name, source in imported.sources.items():
             if name not in self.weights:
                 self.weights[name] = self.weight([source.parameter], source, stacked=False)

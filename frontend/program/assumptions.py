@@ -8,7 +8,7 @@ an axis. Here both become conditions; what cannot be checked at a call is refuse
 from __future__ import annotations
 
 import contextlib
-import inspect
+import sys
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,11 +48,11 @@ def recorded_branches() -> Generator[Branches]:
 
     def recording(self: torch.SymBool) -> bool:
         outcome = original(self)
-        own = inspect.currentframe()
-        frame = own.f_back if own is not None else None
-        if frame is not None and frame.f_code.co_filename == _TRANSPARENT:
-            frame = frame.f_back
-        if frame is not None and not frame.f_code.co_filename.startswith(_TORCH):
+        # A frame that held itself would keep the fake tensors of its callers alive.
+        frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+        if frame.f_code.co_filename == _TRANSPARENT:
+            frame = frame.f_back or frame
+        if not frame.f_code.co_filename.startswith(_TORCH):
             expression = sympy.sympify(self.node.expr)
             if expression in (sympy.true, sympy.false):
                 branches.on_nothing = True

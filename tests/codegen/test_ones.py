@@ -137,7 +137,11 @@ def compare(made, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5, err_msg=f"function {i}")
 
 
-@pytest.mark.parametrize("functions", [PRODUCTS, EMPTY], ids=["products", "empty"])
+@pytest.mark.parametrize(
+    "functions",
+    [pytest.param(PRODUCTS, marks=pytest.mark.slow), EMPTY],
+    ids=["products", "empty"],
+)
 @pytest.mark.parametrize(
     "rows", [pytest.param(1, marks=pytest.mark.slow), None], ids=["static", "symbolic"]
 )

@@ -131,6 +131,7 @@ def test_a_long_prompt_crosses_pages(loaded: Loaded):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", VARIANTS)
+@pytest.mark.usefixtures("compiled_quickly")
 def test_variants_of_the_families(family: str, tmp_path: Path):
     check_against_reference(load(tmp_path, family), 1e-4)
 
@@ -146,6 +147,7 @@ def test_variants_of_the_families(family: str, tmp_path: Path):
     ],
     ids=["bf16-scales-sharded", "other-blocks", "excluded-f16", "plain-f32"],
 )
+@pytest.mark.usefixtures("compiled_quickly")
 def test_formats_of_checkpoints(options: dict, tmp_path: Path):
     check_against_reference(load(tmp_path, "deepseek_v3", **options), 1e-4)
 

@@ -13,7 +13,7 @@ from hosts import Hosts, why_not
 
 import dilu
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("captured_once", "compiled_quickly")]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,10 +12,32 @@ from interpreted import INTERPRETED
 import dilu
 from dilu.codegen import targets
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("captured_once", "compiled_quickly")]
 WIDTH = 144
 TOKENS = 2  # the interpreter takes seconds for each
 MET = {"host": "ranks meet on the host", "device": "ranks meet on their devices"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "TARGETS", (*targets.TARGETS, INTERPRETED))
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Two layers: rows go to experts, back, and to experts of a next layer."""
+    folder = tmp_path_factory.mktemp("qwen3_moe")
+    checkpoints.make_checkpoint(folder, "qwen3_moe", tokenizer=True, num_hidden_layers=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(model, tmp_path_factory):
+    artifact = dilu.compile(model).save(tmp_path_factory.mktemp("one") / "one.dilu")
+    with dilu.load(artifact) as session:
+        return ranks.found(session, TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -27,14 +49,9 @@ MET = {"host": "ranks meet on the host", "device": "ranks meet on their devices"
         ("tp=2", 2, "auto", "interpreter:0,cpu"),  # one pads its batches, the other does not
     ],
 )
-def test_equals_one_process_on_the_cpu(mesh, world, where, devices, monkeypatch, tmp_path):
-    monkeypatch.setattr(targets, "TARGETS", (*targets.TARGETS, INTERPRETED))
-    checkpoints.make_checkpoint(tmp_path / "model", "qwen3_moe", tokenizer=True)
-    dilu.compile(tmp_path / "model").save(tmp_path / "one.dilu")
-    with dilu.load(tmp_path / "one.dilu") as session:
-        alone = ranks.found(session, TOKENS)
+def test_equals_one_process_on_the_cpu(model, alone, mesh, world, where, devices, tmp_path):
     both = ["cpu", INTERPRETED.name]
-    artifact = dilu.compile(tmp_path / "model", mesh=mesh, target=both).save(tmp_path / "m.dilu")
+    artifact = dilu.compile(model, mesh=mesh, target=both).save(tmp_path / "m.dilu")
     options = {
         "DILU_TEST_DEVICE": devices,
         "DILU_TEST_TOKENS": str(TOKENS),
@@ -51,14 +68,11 @@ def test_equals_one_process_on_the_cpu(mesh, world, where, devices, monkeypatch,
             assert own["expert_load"] == alone["expert_load"]
 
 
-def test_rows_in_fp8(monkeypatch, tmp_path):
+def test_rows_in_fp8(model, tmp_path):
     """A byte for each number and a scale for each row there, and bf16 back; by both ways of
     meeting the same bits."""
-    monkeypatch.setattr(targets, "TARGETS", (*targets.TARGETS, INTERPRETED))
-    checkpoints.make_checkpoint(tmp_path / "model", "qwen3_moe", tokenizer=True)
-    artifact = dilu.compile(
-        tmp_path / "model", mesh="ep=2", target=INTERPRETED.name, dtype="bf16"
-    ).save(tmp_path / "m.dilu")
+    artifact = dilu.compile(model, mesh="ep=2", target=INTERPRETED.name, dtype="bf16")
+    artifact = artifact.save(tmp_path / "m.dilu")
     found = {}
     for wire, where in (("exact", "device"), ("f8e4m3", "device"), ("f8e4m3", "host")):
         options = {

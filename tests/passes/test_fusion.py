@@ -251,6 +251,7 @@ def test_a_layer_is_eleven_kernels(llama):
         check_contract(node)
 
 
+@pytest.mark.slow
 def test_every_step_of_a_model_is_exact(llama, exact):
     from dilu.passes.pipeline import pipeline
 

@@ -29,6 +29,8 @@ LAYERS, VOCABULARY = CONFIG["num_hidden_layers"], CONFIG["vocab_size"]
 HEADS, KV_HEADS = CONFIG["num_attention_heads"], CONFIG["num_key_value_heads"]
 WIDTH = CONFIG["head_dim"]
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -117,6 +119,7 @@ def test_bytes_on_the_wire(model, ranks):
     assert sent["all_gather"] == 3 * VOCABULARY // 2 * 4
 
 
+@pytest.mark.slow
 def test_weights_are_what_a_session_maps(folder, model):
     dilu.compile(folder / "model").save(folder / "m.dilu")
     with dilu.load(folder / "m.dilu") as session:

@@ -9,7 +9,7 @@ import ctypes
 import math
 import mmap
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +75,13 @@ def cpu_flags() -> set[str]:
     return set(info.read_text().split()) if info.exists() else set()
 
 
+#: Those this processor runs, the best last: the one that quick tests are about.
+ISAS = [i for i in ISA_FLAGS if i == "baseline" or {"avx2", "fma", "f16c"} <= cpu_flags()]
+
+
 @pytest.fixture(scope="session")
-def libraries(tmp_path_factory):
-    """The test library per instruction set; sets the processor lacks are missing."""
+def library(tmp_path_factory):
+    """Return `library(isa)`: the test library with an instruction set, compiled when asked for."""
     folder = tmp_path_factory.mktemp("kernels")
     cases = [f"X({i}, {{{', '.join(map(str, c))}}})" for i, c in enumerate(CONFIGS)]
     defines = [
@@ -85,7 +89,10 @@ def libraries(tmp_path_factory):
         f"-DKN_CONFIGS={' '.join(cases[i] for i in KN_CONFIGS)}",
     ]
 
+    @cache
     def build(isa: str) -> ctypes.CDLL:
+        if isa not in ISAS:
+            pytest.skip(f"this processor lacks {isa}")
         target = folder / f"{isa}.so"
         command = [
             "gcc",
@@ -102,16 +109,14 @@ def libraries(tmp_path_factory):
         assert done.returncode == 0, done.stderr
         return ctypes.CDLL(str(target))
 
-    isas = [i for i in ISA_FLAGS if i == "baseline" or {"avx2", "fma", "f16c"} <= cpu_flags()]
-    with ThreadPoolExecutor(2) as executor:
-        return dict(zip(isas, executor.map(build, isas), strict=True))
+    return build
 
 
-@pytest.fixture(params=ISA_FLAGS)
-def lib(request, libraries):
-    if request.param not in libraries:
-        pytest.skip(f"this processor lacks {request.param}")
-    return libraries[request.param]
+@pytest.fixture(
+    params=[pytest.param(i, marks=[] if i == ISAS[-1] else pytest.mark.slow) for i in ISA_FLAGS]
+)
+def lib(request, library):
+    return library(request.param)
 
 
 @pytest.fixture
@@ -525,16 +530,15 @@ def test_every_code(lib, rng, config, M, transposed):
     np.testing.assert_allclose(out, expected, rtol=4e-7, atol=1e-37)
 
 
-def test_instruction_tables_agree(libraries, rng):
-    if len(libraries) < 2:
+@pytest.mark.slow
+def test_instruction_tables_agree(library, rng):
+    if len(ISAS) < 2:
         pytest.skip("only one instruction table runs here")
     M, N, K = 6, 40, 700
     for config in range(len(CONFIGS)):
         weights = [Weight(rng, CONFIGS[config], N, K) for _ in range(2)]
         x = rng.standard_normal((1, M, K)).astype(np.float32)
-        first, second = (
-            matmul(library, config, weights, x, N, 1)[0] for library in libraries.values()
-        )
+        first, second = (matmul(library(isa), config, weights, x, N, 1)[0] for isa in ISAS)
         bound = np.abs(x[0]) @ np.abs(weights[0].values.T) * 5e-7
         assert (np.abs(first - second) <= bound).all()
 

@@ -74,6 +74,7 @@ def test_what_machine_code_takes_and_the_cache(cache, monkeypatch):
     assert one(JOB) == first
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_loses_its_job_alone(cache, monkeypatch, tmp_path):
     fatal = replace(
         JOB, name="fatal", source=SOURCE + "\n\nimport os\nos.abort()\n", requires_matrix=False
@@ -83,6 +84,7 @@ def test_a_worker_that_dies_loses_its_job_alone(cache, monkeypatch, tmp_path):
     assert isinstance(made, Binary)
 
 
+@pytest.mark.slow
 def test_what_a_device_cannot_run_is_refused(cache):
     target = find_target("cuda:80")
     assert target.gpu is not None
@@ -109,6 +111,7 @@ def test_an_old_triton_missing(monkeypatch, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_an_architecture_that_triton_lacks(cache):
     target = find_target("cuda:80")
     assert target.gpu is not None

@@ -62,6 +62,7 @@ def functions(source: str) -> list[str]:
     return [n.name for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
 
 
+@pytest.mark.slow
 def test_a_module_is_python_that_stands_alone(small):
     for target in GPUS:
         source = emitted(small, target.name).source

@@ -44,6 +44,7 @@ def test_codes_and_scales_are_grids_of_pieces(tmp_path, moe):
         assert piece.offset == checkpoint.header(piece.tensor).offset
 
 
+@pytest.mark.slow
 def test_a_scale_per_row_in_a_captured_model(tmp_path):
     made = make_checkpoint(tmp_path, "llama", quantized=False, num_hidden_layers=2)
     file = tmp_path / "model.safetensors"

@@ -13,9 +13,10 @@ from captured import CapturedModel
 from checkpoints import FAMILIES, make_checkpoint
 
 from dilu.errors import DiluError
-from dilu.frontend.language.language_model import LanguageModelInfo, capture_language_model
+from dilu.frontend.language.language_model import capture_language_model
 from dilu.ir.text import parse_graph, print_graph
 from dilu.ir.verify import verify
+from dilu.runtime.artifact.manifest import LanguageModelEntry
 
 PROMPT = [0, 5, 100, 271, 42, 7, 99, 12, 250]
 OTHER = [3, 3, 200, 17]
@@ -28,7 +29,7 @@ def relative_error(got, want) -> float:
 
 def params() -> list:
     """Two families always, the others when slow tests are wanted."""
-    quick = ("llama_scaled", "deepseek_v3")
+    quick = ("llama_scaled", "qwen3_moe")
     return [f if f in quick else pytest.param(f, marks=pytest.mark.slow) for f in sorted(FAMILIES)]
 
 
@@ -81,9 +82,12 @@ def test_info(captured):
     assert info.architecture == type(made.model).__name__
     assert (info.vocab_size, info.max_positions, info.eos_token_ids) == (272, 512, (1,))
     assert info.parameters == sum(p.numel() for p in made.model.parameters())
-    assert LanguageModelInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
+    entry = info.to_dict()
+    assert json.loads(json.dumps(entry)) == entry
+    assert {*entry} == {*LanguageModelEntry.__annotations__}
 
 
+@pytest.mark.slow
 def test_equal_layers_are_one_call(tmp_path):
     make_checkpoint(tmp_path, "deepseek_v3", num_hidden_layers=6)
     graph, _ = capture_language_model(tmp_path)
@@ -96,6 +100,7 @@ def test_equal_layers_are_one_call(tmp_path):
     assert scales.pieces[17].tensor == "model.layers.2.mlp.experts.0.up_proj.weight_scale_inv"
 
 
+@pytest.mark.slow
 def test_a_layer_stored_differently_is_a_kind_of_its_own(tmp_path):
     made = make_checkpoint(tmp_path, "llama", exclude=("layers.1.mlp",))
     graph, _ = capture_language_model(tmp_path)
@@ -107,6 +112,7 @@ def test_a_layer_stored_differently_is_a_kind_of_its_own(tmp_path):
     assert relative_error(got, made.logits(PROMPT)) < 1e-5
 
 
+@pytest.mark.slow
 def test_576_rows_have_5_rows_of_scales(tmp_path):
     sizes = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_hidden_layers": 1}
     made = make_checkpoint(tmp_path, "deepseek_v3", **sizes)
@@ -118,6 +124,7 @@ def test_576_rows_have_5_rows_of_scales(tmp_path):
     assert relative_error(got, made.logits(PROMPT)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"quantized": False}, {"block": (32, 32)}])
 def test_other_forms_of_weights(tmp_path, options):
     made = make_checkpoint(tmp_path, "qwen3_moe", num_hidden_layers=1, **options)
@@ -126,6 +133,7 @@ def test_other_forms_of_weights(tmp_path, options):
     assert relative_error(got, made.logits(PROMPT)) < 1e-5
 
 
+@pytest.mark.slow
 def test_bf16_computation(tmp_path):
     made = make_checkpoint(tmp_path, "deepseek_v3", num_hidden_layers=2)
     graph, info = capture_language_model(tmp_path, dtype="bf16")
@@ -137,6 +145,7 @@ def test_bf16_computation(tmp_path):
     assert relative_error(got, made.logits(PROMPT)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["glm4_moe", "deepseek_v3"])
 def test_config_only_is_the_same_graph_without_places(tmp_path, family):
     make_checkpoint(tmp_path, family)
@@ -171,7 +180,7 @@ print(json.dumps({
 """
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script],
-        cwd=Path(__file__).parent / "configs",
+        cwd=Path(__file__).parents[1] / "configs",
         capture_output=True,
         text=True,
         check=True,

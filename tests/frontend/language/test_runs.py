@@ -175,6 +175,7 @@ def test_a_tensor_that_is_not_per_token(tmp_path, llama):
 # ----------------------------------------------------------------- what layers return
 
 
+@pytest.mark.slow
 def test_a_layer_may_return_its_hidden_states_first(tmp_path, llama):
     llama("LlamaDecoderLayer", "forward", lambda self, x, mask: (unrotated(self, x, mask), None))
     llama("LlamaModel", "forward", bare(lambda layer, hidden, mask: layer(hidden, mask)[0]))

@@ -108,6 +108,18 @@ def test_conditions_of_an_exported_program():
         function(rows(14))
 
 
+def test_tensors_that_are_made_while_conditions_are_recorded():
+    """Nothing that notes them keeps fake tensors alive, which torch takes for constants."""
+    for _ in range(4):
+        like = as_the_module(
+            lambda x: x + torch.zeros_like(x) if x.shape[0] > 0 else x,
+            (rows(6),),
+            call=(rows(3),),
+            dynamic_shapes=({0: Dim("n")},),
+        )
+        like(rows(9))
+
+
 def test_what_cannot_be_checked_is_refused():
     def ratio(x):
         return x + 1 if x.shape[0] / 4 > 1.3 else x

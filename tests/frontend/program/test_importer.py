@@ -167,6 +167,7 @@ def test_binary():
     compare_all(BINARY, x23, numbers(5, seed=3).expand(3, 5).contiguous())
 
 
+@pytest.mark.slow
 def test_broadcasting_and_promotion():
     ints = torch.arange(5)
     compare(lambda a, i: a + i, (x23, ints))
@@ -420,6 +421,7 @@ class Block(nn.Module):
         return y[:, : t // 2], torch.cat([scores, scores[:, -1:]], 1), y.mean(1)
 
 
+@pytest.mark.slow
 def test_symbolic_sizes():
     batch = torch.export.Dim("batch")
     time = torch.export.Dim.DYNAMIC

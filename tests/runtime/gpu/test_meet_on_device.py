@@ -185,6 +185,7 @@ def test_ranks_agree_on_where_they_meet(monkeypatch, places, kind, text):
     assert made == ([([0, 1], kind)] if kind else [])
 
 
+@pytest.mark.slow
 def test_a_process_that_gave_up_ends():
     code = "from dilu.runtime.mesh import ranks; r = object.__new__(ranks.Ranks); r.give_up()"
     code += "; print('said', end=''); ranks._leave()"
