@@ -23,10 +23,12 @@ Indices = tuple[Dim, ...]
 _Lowering = Callable[["BodyValues", Node, Indices], Expr]
 
 #: Elementwise ops whose result is exactly representable when their inputs are.
-_EXACT = frozenset({"neg", "abs", "floor", "maximum", "minimum", "where"})
+_EXACT = frozenset({"neg", "abs", "floor", "maximum", "minimum", "where", "round_even",
+                    "copysign"})  # fmt: skip
 _ELEMENTWISE = frozenset(
     "neg abs exp log sqrt rsqrt sin cos tanh erf sigmoid floor logical_not add sub mul div mod pow"
-    " maximum minimum eq ne lt le gt ge logical_and logical_or where".split()
+    " maximum minimum eq ne lt le gt ge logical_and logical_or where atan round_even copysign"
+    " bit_not bit_and bit_or bit_xor shift_left shift_right".split()
 )
 
 
@@ -296,7 +298,7 @@ def _reduce(values: BodyValues, node: Node, indices: Indices) -> Expr:
     kind = op.name.removeprefix("reduce_")
     # Never outside the rows: the kernel's own block is run by every thread.
     out = builder.reduce(kind, dtype, sizes, max(1, *depths), body)
-    return values.rounded(out, x.type.dtype) if kind == "sum" else out
+    return values.rounded(out, x.type.dtype) if kind in ("sum", "prod") else out
 
 
 LOWERINGS: dict[str, _Lowering] = {
@@ -315,6 +317,7 @@ LOWERINGS: dict[str, _Lowering] = {
     "encode": _encode,
     "dequantize": _dequantize,
     "reduce_sum": _reduce,
+    "reduce_prod": _reduce,
     "reduce_max": _reduce,
     "reduce_min": _reduce,
     "argmax": _reduce,

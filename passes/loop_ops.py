@@ -13,6 +13,7 @@ from ..ir.dtypes import DType
 from ..ir.graph import Node, Value
 from ..ir.op import Op
 from ..ir.ops.elementwise import (
+    Atan,
     Binary,
     Cast,
     Cos,
@@ -52,7 +53,7 @@ REDUCTIONS = (Reduce, ArgMax)
 _OTHER = (Concat, Iota, Take, TakeAlong, Literal, Dequantize)
 LOOP_OPS = (*ELEMENTWISE, *VIEWS, *REDUCTIONS, *_OTHER)
 
-_COSTLY = (Exp, Log, Sin, Cos, Tanh, Erf, Sigmoid, Pow)
+_COSTLY = (Exp, Log, Sin, Cos, Tanh, Atan, Erf, Sigmoid, Pow)
 _MIDDLING = (Div, Mod, Sqrt, Rsqrt, Encode)
 
 

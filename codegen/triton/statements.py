@@ -265,8 +265,11 @@ class _State:
             return
         kind = "sum" if stmt.kind == "sum" and stmt.dtype != BOOL else stmt.kind
         if stmt.dtype == BOOL:
-            kind = "min" if stmt.kind == "min" else "max"
+            kind = "min" if stmt.kind in ("min", "prod") else "max"
             w.line(f"{out} = tl.{kind}({name}.to(tl.int32), axis=1, keep_dims=True) != 0")
+            return
+        if kind == "prod":
+            w.line(f"{out} = tl.reduce({name}, 1, multiplied, keep_dims=True)")
             return
         w.line(f"{out} = tl.{kind}({name}, axis=1, keep_dims=True)")
         if self.finds_nan:
@@ -289,9 +292,10 @@ def _key_type(t: DType) -> str:
 def _identity(stmt: Reduce) -> str:
     t = stmt.dtype
     if t == BOOL:
-        return "1" if stmt.kind == "min" else "0"
-    if stmt.kind == "sum":
-        return "0.0" if t.is_float else "0"
+        return "1" if stmt.kind in ("min", "prod") else "0"
+    if stmt.kind in ("sum", "prod"):
+        number = int(stmt.kind == "prod")
+        return f"{number}.0" if t.is_float else f"{number}"
     if t.is_float:
         return '(-float("inf"))' if stmt.kind == "max" else 'float("inf")'
     half = 2 ** (t.bits - 1)
@@ -301,9 +305,9 @@ def _identity(stmt: Reduce) -> str:
 
 def _combined(stmt: Reduce, a: str, b: str) -> str:
     if stmt.dtype == BOOL:
-        return f"{a} & {b}" if stmt.kind == "min" else f"{a} | {b}"
-    if stmt.kind == "sum":
-        return f"{a} + {b}"
+        return f"{a} & {b}" if stmt.kind in ("min", "prod") else f"{a} | {b}"
+    if stmt.kind in ("sum", "prod"):
+        return f"{a} {'+' if stmt.kind == 'sum' else '*'} {b}"
     return f"tl.{'maximum' if stmt.kind == 'max' else 'minimum'}({a}, {b})"
 
 

@@ -1,6 +1,19 @@
 """Lowerings of torch operators to dilu's ops, one family per file, and the table of all of them."""
 
-from . import activations, elementwise, index, language, matmul, normalize, reduce, views
+from . import (
+    activations,
+    bits,
+    elementwise,
+    index,
+    language,
+    matmul,
+    normalize,
+    reduce,
+    scan,
+    scatter,
+    trigonometry,
+    views,
+)
 from .context import TABLE, Context, Symbols, dtype_of
 
 __all__ = [
@@ -8,6 +21,7 @@ __all__ = [
     "Context",
     "Symbols",
     "activations",
+    "bits",
     "dtype_of",
     "elementwise",
     "index",
@@ -15,5 +29,8 @@ __all__ = [
     "matmul",
     "normalize",
     "reduce",
+    "scan",
+    "scatter",
+    "trigonometry",
     "views",
 ]

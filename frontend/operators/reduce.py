@@ -10,8 +10,8 @@ from ...ir.dtypes import BOOL, F32, U8, DType, promote
 from ...ir.graph import Value
 from ...ir.op import Op
 from ...ir.ops import elementwise as ew
-from ...ir.ops.index import Iota
-from ...ir.ops.reduce import ArgMax, ReduceMax, ReduceMin, ReduceSum, TopK
+from ...ir.ops.reduce import ArgMax, ReduceMax, ReduceMin, ReduceProd, ReduceSum, TopK
+from ...ir.ops.reduce import extreme as extreme_of
 from ...ir.types import Dim, numel
 from .context import Context, lowers
 from .elementwise import truth
@@ -43,6 +43,16 @@ def summand(c: Context, x: Value) -> Value:
 @lowers("aten.sum.default", "aten.sum.dim_IntList")
 def sum_(c: Context, x: Value, axes: Axes = None, keep: bool = False, **_: Any) -> Value:
     return c.result(reduced(c, ReduceSum, summand(c, x), axes, keep))
+
+
+@lowers("aten.prod.default", "aten.prod.dim_int")
+def prod(c: Context, x: Value, axis: int | None = None, keep: bool = False, **_: Any) -> Value:
+    return c.result(reduced(c, ReduceProd, summand(c, x), axis, keep))
+
+
+@lowers("prims.prod.default")
+def prod_of_axes(c: Context, x: Value, axes: Sequence[int] | None, **_: Any) -> Value:
+    return c.result(reduced(c, ReduceProd, summand(c, x), axes, False))
 
 
 @lowers("aten.mean.default", "aten.mean.dim")
@@ -126,6 +136,11 @@ def argmax_of(c: Context, x: Value, axis: int, largest: bool) -> Value:
     return c.emit(ArgMax(), x if largest else opposite(c, x))
 
 
+def smallest(dtype: DType, below: bool) -> float | int | bool:
+    """Return the number that none is below, or (not `below`) above."""
+    return extreme_of(dtype.value, -1 if below else 1)
+
+
 def opposite(c: Context, x: Value) -> Value:
     """Return numbers whose order is the opposite one (NaN being the largest in both)."""
     if x.type.dtype == BOOL:
@@ -174,24 +189,6 @@ def vector_norm(
         size = c.apply(ew.Pow(), size, order)
     total = reduced(c, ReduceSum, size, axes, keep)
     return c.result(total if order in (0, 1) else c.apply(ew.Pow(), total, 1 / order))
-
-
-@lowers("aten.cumsum.default")
-def cumsum(c: Context, x: Value, axis: int, **_: Any) -> Value:
-    """Sums what is not behind, pair by pair: for the short axes of masks and positions."""
-    x = c.row(summand(c, x))
-    rank = x.type.rank
-    axis = c.axis(axis, rank)
-    order = [*(a for a in range(rank) if a != axis), axis]
-    x = c.transpose(x, order)
-    size = x.type.shape[-1]
-    row = c.reshape(c.emit(Iota(size)), (size, 1))
-    behind = c.emit(ew.Le(), c.emit(Iota(size)), row)
-    pairs = c.reshape(x, (*x.type.shape[:-1], 1, size))
-    terms = c.emit(ew.Where(), behind, pairs, c.operand(0, x.type.dtype))
-    sums = c.emit(ReduceSum((rank,)), terms)
-    sums = c.transpose(sums, [order.index(a) for a in range(rank)])
-    return c.result(c.reshape(sums, c.type.shape))
 
 
 @lowers("aten.topk.default")
