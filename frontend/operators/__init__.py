@@ -8,9 +8,11 @@ from . import (
     language,
     matmul,
     normalize,
+    order,
     reduce,
     scan,
     scatter,
+    special,
     trigonometry,
     views,
 )
@@ -28,9 +30,11 @@ __all__ = [
     "language",
     "matmul",
     "normalize",
+    "order",
     "reduce",
     "scan",
     "scatter",
+    "special",
     "trigonometry",
     "views",
 ]

@@ -15,18 +15,48 @@ from ...ir.ops.reduce import ReduceSum
 from ...ir.types import numel
 from .context import Context, lowers
 from .normalize import safe_softmax_of, softmax_of
+from .reduce import vector_norm
 
 
 def product(c: Context, a: Value, b: Value) -> Value:
     """Return the matrix product in f32; a transposed `b` is read as it lies."""
     if not c.dtype.is_float:
-        raise c.unsupported("a matrix product of integers")
+        return product_of_integers(c, a, b)
     node = c.producer(b)
     if node is not None and isinstance(node.op, Transpose):
         rank = b.type.rank
         if node.op.permutation == (*range(rank - 2), rank - 1, rank - 2):
             return c.emit(MatMul(transpose_b=True), c.wide(a), c.wide(node.inputs[0]))
     return c.emit(MatMul(), c.wide(a), c.wide(b))
+
+
+def product_of_integers(c: Context, a: Value, b: Value) -> Value:
+    """Return the matrix product of integers: what wraps, wraps."""
+    columns = c.swap(b, -2, -1)
+    rows = c.reshape(a, (*a.type.shape[:-1], 1, a.type.shape[-1]))
+    columns = c.reshape(columns, (*columns.type.shape[:-2], 1, *columns.type.shape[-2:]))
+    terms = c.emit(ew.Mul(), rows, columns)
+    return c.emit(ReduceSum((terms.type.rank - 1,)), terms)
+
+
+@lowers("aten.addbmm.default")
+def addbmm(c: Context, x: Value, a: Value, b: Value, *, beta: Any = 1, alpha: Any = 1) -> Value:
+    """The products of a batch are added up."""
+    y = c.emit(ReduceSum((0,)), product(c, a, b))
+    y = y if alpha == 1 else c.apply(ew.Mul(), y, alpha)
+    if beta == 0:  # what is not used may be NaN
+        return c.result(y)
+    x = x if beta == 1 else c.apply(ew.Mul(), c.cast(x, y.type.dtype), beta)
+    return c.result(c.emit(ew.Add(), c.cast(x, y.type.dtype), y))
+
+
+@lowers("aten._cdist_forward.default")
+def distances(c: Context, a: Value, b: Value, p: float, _: int | None = None) -> Value:
+    """Between all rows of `a` and all of `b`."""
+    rows = c.reshape(a, (*a.type.shape[:-1], 1, a.type.shape[-1]))
+    other = c.reshape(b, (*b.type.shape[:-2], 1, *b.type.shape[-2:]))
+    apart = c.emit(ew.Sub(), c.wide(rows), c.wide(other))
+    return vector_norm(c, apart, p, -1)
 
 
 @lowers("aten.linear.default")

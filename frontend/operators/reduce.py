@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ...ir.dtypes import BOOL, F32, U8, DType, promote
+from ...ir.dtypes import BOOL, F32, DType, promote
 from ...ir.graph import Value
 from ...ir.op import Op
 from ...ir.ops import elementwise as ew
-from ...ir.ops.reduce import ArgMax, ReduceMax, ReduceMin, ReduceProd, ReduceSum, TopK
+from ...ir.ops.reduce import ArgMax, ReduceMax, ReduceMin, ReduceProd, ReduceSum
 from ...ir.ops.reduce import extreme as extreme_of
 from ...ir.types import Dim, numel
 from .context import Context, lowers
@@ -189,39 +189,3 @@ def vector_norm(
         size = c.apply(ew.Pow(), size, order)
     total = reduced(c, ReduceSum, size, axes, keep)
     return c.result(total if order in (0, 1) else c.apply(ew.Pow(), total, 1 / order))
-
-
-@lowers("aten.topk.default")
-def topk(
-    c: Context, x: Value, k: int, axis: int = -1, largest: bool = True, ordered: bool = True
-) -> tuple[Value, Value]:
-    return ranked(c, x, k, axis, largest)
-
-
-@lowers("aten.sort.default", "aten.sort.stable", "aten.argsort.default", "aten.argsort.stable")
-def sort(
-    c: Context, x: Value, *rest: Any, stable: bool = False, dim: int = -1, descending: bool = False
-) -> Any:
-    positional = [r for r in rest if r is not None]
-    if positional and isinstance(positional[0], bool):
-        positional = positional[1:]  # `stable`: topk always is
-    axis = positional[0] if positional else dim
-    down = positional[1] if len(positional) > 1 else descending
-    size = x.type.shape[axis] if x.type.rank else 1
-    if not isinstance(size, int):
-        raise c.unsupported("sorting along an axis of symbolic size")
-    values, indices = ranked(c, x, size, axis, down)
-    return indices if "argsort" in c.operator else (values, indices)
-
-
-def ranked(c: Context, x: Value, k: Dim, axis: int, largest: bool) -> tuple[Value, Value]:
-    """Return the `k` largest or smallest along `axis`, in order, and their indices."""
-    if not isinstance(k, int):
-        raise c.unsupported("a symbolic number of elements")
-    dtype, shape = x.type.dtype, x.type.shape
-    x = c.swap(c.row(c.cast(x, U8) if dtype == BOOL else x), axis, -1)
-    values, indices = c.builder.add(TopK(k, largest), x)
-    values = c.cast(values, dtype)
-    if not shape:
-        return c.reshape(values, ()), c.reshape(indices, ())
-    return c.swap(values, axis, -1), c.swap(indices, axis, -1)
