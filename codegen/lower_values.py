@@ -187,6 +187,13 @@ def _slice(values: BodyValues, node: Node, indices: Indices) -> Expr:
     return values.element(node.inputs[0], tuple(place))
 
 
+def _windows(values: BodyValues, node: Node, indices: Indices) -> Expr:
+    op: Any = node.op
+    before, (o, k, *after) = indices[: op.axis], indices[op.axis :]
+    at = index(o * op.stride + k * op.dilation)
+    return values.element(node.inputs[0], (*before, at, *after))
+
+
 def _concat(values: BodyValues, node: Node, indices: Indices) -> Expr:
     axis: int = node.op.axis  # type: ignore[attr-defined]
     at = indices[axis]
@@ -309,6 +316,7 @@ LOWERINGS: dict[str, _Lowering] = {
     "transpose": _transpose,
     "broadcast_to": _broadcast_to,
     "slice": _slice,
+    "windows": _windows,
     "concat": _concat,
     "take": _take,
     "take_along": _take_along,

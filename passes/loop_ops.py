@@ -41,6 +41,7 @@ from ..ir.ops.index import (
     Take,
     TakeAlong,
     Transpose,
+    Windows,
 )
 from ..ir.ops.quantize import Decode, Dequantize, Encode
 from ..ir.ops.reduce import ArgMax, Reduce
@@ -48,7 +49,7 @@ from ..ir.types import Shape
 from .simplify_identities import holds
 
 ELEMENTWISE = (Unary, Binary, Where, Cast, Decode, Encode)
-VIEWS = (Reshape, Transpose, BroadcastTo, Slice)
+VIEWS = (Reshape, Transpose, BroadcastTo, Slice, Windows)
 REDUCTIONS = (Reduce, ArgMax)
 _OTHER = (Concat, Iota, Take, TakeAlong, Literal, Dequantize)
 LOOP_OPS = (*ELEMENTWISE, *VIEWS, *REDUCTIONS, *_OTHER)
@@ -146,7 +147,7 @@ def _stays(node: Node, reached: Sequence[Value], rows: Shape) -> bool:
         return out.rank > r
     if isinstance(op, Transpose):
         return op.permutation[:r] == tuple(range(r))
-    if isinstance(op, (Slice, Concat)):
+    if isinstance(op, (Slice, Concat, Windows)):
         return op.axis >= r
     if isinstance(op, Take):
         return node.inputs[0] not in reached

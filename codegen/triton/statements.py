@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ...ir.dtypes import BOOL, F32, DType
+from ...ir.dtypes import BF16, BOOL, F16, F32, DType
 from ...ir.types import Dim, dim
-from ..kernel_ir import Let, Loop, Reduce, Stmt, Store, compute_type
-from .expressions import TYPES, emit_index, store_text
+from ..kernel_ir import Let, Literal, Loop, Reduce, Stmt, Store, compute_type
+from .expressions import TYPES, emit_index, store_text, typed_literal
 from .scope import BOTH, ROWS, SCALAR, Scope
 
 #: Elements of a row that are worked on at once, at most; longer rows take several turns.
@@ -43,7 +43,10 @@ def emit_statements(stmts: tuple[Stmt, ...], scope: Scope) -> None:
 def emit_store(stmt: Store, scope: Scope) -> None:
     """Emit a store of a tile, rounded to the buffer's type, guarded by its mask."""
     extra = None if stmt.mask is None else scope.emit(stmt.mask)
-    value = store_text(stmt.buffer.dtype, scope.emit(stmt.value))
+    value = scope.emit(stmt.value)
+    if isinstance(stmt.value, Literal) and stmt.buffer.dtype in (BF16, F16):
+        value = typed_literal(stmt.value.value, stmt.value.dtype)
+    value = store_text(stmt.buffer.dtype, value)
     place = scope.place(stmt.buffer, stmt.index, scope.here)
     mask = scope.mask(scope.here, extra)
     scope.w.line(f"tl.store({place}, {value}{'' if mask is None else f', mask={mask}'})")

@@ -15,6 +15,7 @@ from . import (
     special,
     trigonometry,
     views,
+    windows,
 )
 from .context import TABLE, Context, Symbols, dtype_of
 
@@ -37,4 +38,5 @@ __all__ = [
     "special",
     "trigonometry",
     "views",
+    "windows",
 ]
