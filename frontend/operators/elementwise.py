@@ -274,6 +274,14 @@ def signed(c: Context, x: Value) -> Value:
     return c.apply(ew.Lt(), c.emit(ew.CopySign(), c.operand(1.0, x.type.dtype), x), 0.0)
 
 
+@lowers("aten.angle.default")
+def angle(c: Context, x: Value) -> Value:
+    """Of a number without an imaginary part: half a turn below zero."""
+    x = c.cast(x, c.dtype)
+    behind = c.apply(ew.Mul(), c.cast(c.apply(ew.Lt(), x, 0), c.dtype), math.pi)
+    return c.emit(ew.Where(), c.emit(ew.Ne(), x, x), x, behind)
+
+
 @lowers("aten.heaviside.default")
 def heaviside(c: Context, x: Value, at_zero: Value) -> Value:
     """A step from 0 to 1, with `at_zero` in between; NaN lies below."""

@@ -10,7 +10,7 @@ import sympy
 from ...ir.dtypes import I64
 from ...ir.graph import Value
 from ...ir.ops import elementwise as ew
-from ...ir.ops.index import Concat, Iota, Slice
+from ...ir.ops.index import Concat, Iota, Slice, Windows
 from ...ir.types import Dim, dim, numel
 from .context import Context, lowers
 from .index import take_axis
@@ -75,6 +75,32 @@ def begin(start: Dim, size: Dim) -> Dim:
         negative = start < 0 if isinstance(start, int) else start.is_negative
         return dim(start + size) if negative else start
     return min(max(start + size if start < 0 else start, 0), size)
+
+
+@lowers("aten.unfold.default")
+def unfold(c: Context, x: Value, axis: int, size: int, step: int) -> Value:
+    """Windows along an axis, their elements along a new last one."""
+    if x.type.rank == 0:
+        return c.broadcast(x, c.type.shape)
+    axis = c.axis(axis, x.type.rank)
+    out = c.emit(Windows(axis, c.type.shape[axis], size, step), x)
+    order = [a for a in range(out.type.rank) if a != axis + 1]
+    return c.transpose(out, [*order, axis + 1])
+
+
+@lowers("aten.diagonal.default", "aten.diagonal_copy.default")
+def diagonal(c: Context, x: Value, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Value:
+    """Every n-th element of two axes made one, n being a row and one more."""
+    rank = x.type.rank
+    axis1, axis2 = c.axis(axis1, rank), c.axis(axis2, rank)
+    x = c.transpose(x, [*(a for a in range(rank) if a not in (axis1, axis2)), axis1, axis2])
+    *lead, rows, columns = x.type.shape
+    if not isinstance(columns, int):
+        raise c.unsupported("the diagonal of rows of symbolic size")
+    flat = c.reshape(x, (*lead, dim(rows * columns)))
+    first = offset if offset >= 0 else -offset * columns
+    count = c.type.shape[-1]
+    return c.slice(flat, rank - 2, first, dim(first + (count - 1) * (columns + 1) + 1), columns + 1)
 
 
 @lowers("aten.select.int")

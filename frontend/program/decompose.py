@@ -34,8 +34,20 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
         if not table:
             break
         tried |= missing
-        program = program.run_decompositions(table)
+        program = _taken_apart(program, table)
     return program
+
+
+def _taken_apart(program: ExportedProgram, table: Mapping[OpOverload, Any]) -> ExportedProgram:
+    """Return the program with operators decomposed; those that torch fails on stay, to be refused
+    by their names."""
+    try:
+        return program.run_decompositions(dict(table))
+    except Exception:
+        if len(table) > 1:
+            for op, how in table.items():
+                program = _taken_apart(program, {op: how})
+        return program
 
 
 def _operators(module: GraphModule) -> Iterator[OpOverload]:
