@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ...ir.dtypes import BF16, BOOL, F16, F32, DType
+from ...ir.dtypes import BF16, BOOL, F16, F32, I64, DType
 from ...ir.types import Dim, dim
 from ..kernel_ir import Let, Literal, Loop, Reduce, Stmt, Store, compute_type
 from .expressions import TYPES, emit_index, store_text, typed_literal
@@ -237,6 +237,8 @@ class _State:
             self._update_argmax(scope, value, mask)
             return
         x = w.fresh("x")
+        if stmt.dtype == I64 and stmt.kind in ("max", "min"):  # places are counted in 32 bits
+            value = f"tl.cast({value}, tl.int64)"
         w.line(f"{x} = {value}" if stmt.dtype == BOOL else f"{x} = {value} + {self.zeros}")
         if mask is not None:
             w.line(f"{x} = tl.where({mask}, {x}, {_identity(stmt)})")

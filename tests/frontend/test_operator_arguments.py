@@ -35,11 +35,6 @@ NOTHING = {
     "native_group_norm": {"N", "C", "HxW"},  # sizes of the input
     "batch_norm": {"momentum", "cudnn_enabled"},  # of statistics that are being kept
     "prod_of_axes": {"output_dtype"},  # the result's type says it
-    "kthvalue": {"keepdim"},
-    "median": {"keepdim"},
-    "nanmedian": {"keepdim"},  # and its shape
-    "searchsorted": {"out_int32"},
-    "bucketize": {"out_int32"},
     "distances": {"compute_mode"},  # another way to the same
     "expand": {"implicit"},  # of vmap
     "einsum": {"path"},  # the order of products
