@@ -22,7 +22,7 @@ from typing import Any
 import operators
 import torch
 
-#: Of an operator, in seconds of wall time; a sample that takes longer counts as an internal error.
+#: Of an operator, in seconds of this process; what takes longer counts as an internal error.
 _PATIENCE = 240
 #: The worst of an operator's samples says how it fares.
 _WORST_FIRST = ("wrong", "internal", "refused", "missing", "uncaptured", "right")
@@ -47,8 +47,8 @@ def spread(parts: Sequence[operators.Sample], most: int) -> list[operators.Sampl
 
 def row(operator: Any, most: int, dtype: torch.dtype) -> Row:
     """Return an operator's row: its verdict, the numbers of outcomes, what was said of each."""
-    signal.signal(signal.SIGALRM, _too_long)
-    signal.alarm(_PATIENCE)
+    signal.signal(signal.SIGPROF, _too_long)
+    signal.setitimer(signal.ITIMER_PROF, _PATIENCE)
     try:
         parts = spread([p for p in operators.samples(operator, dtype) if p.is_valid], most)
         found = operators.outcomes(parts)
@@ -61,7 +61,7 @@ def row(operator: Any, most: int, dtype: torch.dtype) -> Row:
             "said": [["internal", str(error)]],
         }
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     counts = dict(Counter(o.kind for o in found))
     said = dict.fromkeys((o.kind, o.text) for o in found if o.kind != "right")
     return {"verdict": verdict(counts), "counts": counts, "said": [list(pair) for pair in said]}
