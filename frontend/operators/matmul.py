@@ -59,6 +59,22 @@ def distances(c: Context, a: Value, b: Value, p: float, _: int | None = None) ->
     return vector_norm(c, apart, p, -1)
 
 
+@lowers("aten._trilinear.default")
+def trilinear(
+    c: Context, x: Value, y: Value, z: Value, new_x: Sequence[int], new_y: Sequence[int],
+    new_z: Sequence[int], over: Sequence[int], _: int = 1,
+) -> Value:  # fmt: skip
+    """The product of three, each with new axes of one, summed over some of all axes."""
+    rank = x.type.rank + len(new_x)
+    parts: list[Value] = []
+    for part, new in ((x, new_x), (y, new_y), (z, new_z)):
+        sizes = iter(part.type.shape)
+        shape = [1 if a in {n % rank for n in new} else next(sizes) for a in range(rank)]
+        parts.append(c.reshape(c.wide(part), shape))
+    product_ = c.emit(ew.Mul(), c.emit(ew.Mul(), parts[0], parts[1]), parts[2])
+    return c.result(c.reshape(c.emit(ReduceSum(c.axes(over, rank)), product_), c.type.shape))
+
+
 @lowers("aten.linear.default")
 def linear(c: Context, x: Value, weight: Value, bias: Value | None = None) -> Value:
     row = x.type.rank == 1

@@ -38,7 +38,7 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
-def _taken_apart(program: ExportedProgram, table: Mapping[OpOverload, Any]) -> ExportedProgram:
+def _taken_apart(program: ExportedProgram, table: Mapping[Any, Any]) -> ExportedProgram:
     """Return the program with operators decomposed; those that torch fails on stay, to be refused
     by their names."""
     try:
@@ -68,7 +68,7 @@ def _decomposition(op: OpOverload) -> Callable[..., Any] | None:
 def _is_primitive(op: OpOverload, decomposition: Callable[..., Any]) -> bool:
     """Return whether torch takes an operator apart into its own namesake among the primitives."""
     module = inspect.unwrap(decomposition).__module__
-    name = op._schema.name.rpartition("::")[2]
+    name = op.name().rpartition("::")[2].partition(".")[0]
     return module.startswith("torch._refs") and hasattr(torch.ops.prims, name)
 
 
