@@ -81,9 +81,12 @@ def linear(c: Context, x: Value, weight: Value, bias: Value | None = None) -> Va
     x = c.reshape(x, (1, *x.type.shape)) if row else x
     column = weight.type.rank == 1
     weight = c.reshape(weight, (1, *weight.type.shape)) if column else weight
-    y = c.emit(MatMul(transpose_b=True), c.wide(x), c.wide(weight))
+    if c.dtype.is_float:
+        y = c.emit(MatMul(transpose_b=True), c.wide(x), c.wide(weight))
+    else:
+        y = product_of_integers(c, x, c.swap(weight, -2, -1))
     y = c.reshape(y, c.type.shape) if row or column else y
-    return c.result(y if bias is None else c.emit(ew.Add(), y, c.wide(bias)))
+    return c.result(y if bias is None else c.emit(ew.Add(), y, c.cast(bias, y.type.dtype)))
 
 
 @lowers("aten.mm.default", "aten.bmm.default")
@@ -106,7 +109,7 @@ def addmm(c: Context, bias: Value, a: Value, b: Value, beta: Any = 1, alpha: Any
     y = y if alpha == 1 else c.apply(ew.Mul(), y, alpha)
     if beta == 0:
         return c.result(y)
-    bias = c.wide(bias)
+    bias = c.cast(bias, y.type.dtype)
     return c.result(c.emit(ew.Add(), y, bias if beta == 1 else c.apply(ew.Mul(), bias, beta)))
 
 
