@@ -104,6 +104,11 @@ def test_the_worst_sample_says_how_an_operator_fares(counts, verdict):
     assert operator_sweep.verdict(counts) == verdict
 
 
+def test_what_fares_otherwise_than_before_is_told():
+    rows = {"abs": {"verdict": "right"}, "acos": {"verdict": "refused"}}
+    assert operator_sweep.changes(rows) == ["acos: refused, not right"]
+
+
 def test_a_wrong_result_is_seen(monkeypatch):
     monkeypatch.setattr(operators, "interpret", lambda *_: (0 * torch.ones(1).numpy(),) * 2)
     assert sample(Mutating(), 2.0).kind == "wrong"
