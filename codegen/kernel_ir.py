@@ -150,13 +150,14 @@ class Loop:
 
 @dataclass(frozen=True)
 class Reduce:
-    """Bind `name` to the sum, max, min or argmax of `value` over `loops` (variable, size).
+    """Bind `name` to the sum, product (`prod`), max, min or argmax of `value` over `loops`, each
+    a variable and its size.
 
     `max` and `min` give NaN where any value is NaN. `argmax` is the first position of the largest.
     """
 
     name: str
-    kind: OneOf["sum", "max", "min", "argmax"]
+    kind: OneOf["sum", "prod", "max", "min", "argmax"]
     dtype: DType
     loops: tuple[tuple[str, Dim], ...]
     body: tuple[Stmt, ...]

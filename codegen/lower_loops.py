@@ -17,7 +17,7 @@ from .kernel_ir import Buffer, Expr, LoopNest
 from .lower_values import BodyValues, Indices
 from .tidy import tidy
 
-_COSTLY = frozenset({"exp", "log", "sin", "cos", "tanh", "erf", "sigmoid", "pow"})
+_COSTLY = frozenset({"exp", "log", "sin", "cos", "tanh", "erf", "sigmoid", "pow", "atan"})
 
 
 @dataclass(frozen=True)

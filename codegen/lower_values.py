@@ -23,10 +23,12 @@ Indices = tuple[Dim, ...]
 _Lowering = Callable[["BodyValues", Node, Indices], Expr]
 
 #: Elementwise ops whose result is exactly representable when their inputs are.
-_EXACT = frozenset({"neg", "abs", "floor", "maximum", "minimum", "where"})
+_EXACT = frozenset({"neg", "abs", "floor", "maximum", "minimum", "where", "round_even",
+                    "copysign"})  # fmt: skip
 _ELEMENTWISE = frozenset(
     "neg abs exp log sqrt rsqrt sin cos tanh erf sigmoid floor logical_not add sub mul div mod pow"
-    " maximum minimum eq ne lt le gt ge logical_and logical_or where".split()
+    " maximum minimum eq ne lt le gt ge logical_and logical_or where atan round_even copysign"
+    " bit_not bit_and bit_or bit_xor shift_left shift_right".split()
 )
 
 
@@ -185,6 +187,13 @@ def _slice(values: BodyValues, node: Node, indices: Indices) -> Expr:
     return values.element(node.inputs[0], tuple(place))
 
 
+def _windows(values: BodyValues, node: Node, indices: Indices) -> Expr:
+    op: Any = node.op
+    before, (o, k, *after) = indices[: op.axis], indices[op.axis :]
+    at = index(o * op.stride + k * op.dilation)
+    return values.element(node.inputs[0], (*before, at, *after))
+
+
 def _concat(values: BodyValues, node: Node, indices: Indices) -> Expr:
     axis: int = node.op.axis  # type: ignore[attr-defined]
     at = indices[axis]
@@ -296,7 +305,7 @@ def _reduce(values: BodyValues, node: Node, indices: Indices) -> Expr:
     kind = op.name.removeprefix("reduce_")
     # Never outside the rows: the kernel's own block is run by every thread.
     out = builder.reduce(kind, dtype, sizes, max(1, *depths), body)
-    return values.rounded(out, x.type.dtype) if kind == "sum" else out
+    return values.rounded(out, x.type.dtype) if kind in ("sum", "prod") else out
 
 
 LOWERINGS: dict[str, _Lowering] = {
@@ -307,6 +316,7 @@ LOWERINGS: dict[str, _Lowering] = {
     "transpose": _transpose,
     "broadcast_to": _broadcast_to,
     "slice": _slice,
+    "windows": _windows,
     "concat": _concat,
     "take": _take,
     "take_along": _take_along,
@@ -315,6 +325,7 @@ LOWERINGS: dict[str, _Lowering] = {
     "encode": _encode,
     "dequantize": _dequantize,
     "reduce_sum": _reduce,
+    "reduce_prod": _reduce,
     "reduce_max": _reduce,
     "reduce_min": _reduce,
     "argmax": _reduce,

@@ -10,7 +10,7 @@ from ..ir.ops.control import Subprogram
 from ..ir.ops.elementwise import Literal
 from ..ir.ops.index import BroadcastTo, Concat, Reshape
 from ..ir.ops.matmul import MatMul
-from ..ir.ops.reduce import Reduce, ReduceSum
+from ..ir.ops.reduce import Reduce, ReduceProd, ReduceSum
 from ..ir.rewrite import Builder, map_functions, rewrite_nodes
 from ..ir.types import Shape, TensorType
 
@@ -50,9 +50,7 @@ def _without_empty(node: Node, builder: Builder) -> tuple[Value, ...] | None:
         return None if _is_fill(node) else tuple(_empty(v, builder) for v in node.outputs)
     if isinstance(op, Reduce) and is_empty(node.inputs[0].type.shape):
         dtype = node.output.type.dtype
-        return (
-            _filled(node.output, 0 if isinstance(op, ReduceSum) else _least(op, dtype), builder),
-        )
+        return (_filled(node.output, _of_nothing(op, dtype), builder),)
     if isinstance(op, MatMul) and node.inputs[0].type.shape[-1] == 0:
         return (_filled(node.output, 0, builder),)
     if isinstance(op, Concat):
@@ -83,8 +81,10 @@ def _filled(value: Value, number: float, builder: Builder) -> Value:
     return scalar if t.rank == 0 else builder.emit(BroadcastTo(t.shape), scalar, name=value.name)
 
 
-def _least(op: Reduce, dtype: DType) -> float:
-    """Return what the largest or smallest of no numbers is: less, or more, than any number."""
+def _of_nothing(op: Reduce, dtype: DType) -> float:
+    """Return what no numbers are reduced to; the largest of none is less than any number."""
+    if isinstance(op, (ReduceSum, ReduceProd)):
+        return int(isinstance(op, ReduceProd))
     largest = op.name == "reduce_max"
     if dtype.is_float:
         return -math.inf if largest else math.inf

@@ -11,7 +11,16 @@ from ..ir.dtypes import F32, F64, U8, DType, to_storage
 from ..ir.graph import Function, Graph, Node, Value
 from ..ir.ops.control import Call
 from ..ir.ops.elementwise import Cast, Literal, Where
-from ..ir.ops.index import BroadcastTo, Concat, Reshape, Slice, Take, TakeAlong, Transpose
+from ..ir.ops.index import (
+    BroadcastTo,
+    Concat,
+    Reshape,
+    Slice,
+    Take,
+    TakeAlong,
+    Transpose,
+    Windows,
+)
 from ..ir.ops.language import CacheUpdate
 from ..ir.ops.quantize import Decode, Dequantize, Encode
 from ..ir.rewrite import Builder
@@ -19,7 +28,18 @@ from ..ir.types import TensorType
 from ..ir.weights import Weight
 
 #: Ops that move elements without looking at them: they work on codes.
-_MOVES = (Reshape, Transpose, BroadcastTo, Slice, Concat, Take, TakeAlong, Where, CacheUpdate)
+_MOVES = (
+    Reshape,
+    Transpose,
+    BroadcastTo,
+    Slice,
+    Windows,
+    Concat,
+    Take,
+    TakeAlong,
+    Where,
+    CacheUpdate,
+)
 
 
 def legalize_float8(graph: Graph, *, native: frozenset[DType]) -> Graph:

@@ -13,6 +13,7 @@ from ..ir.dtypes import DType
 from ..ir.graph import Node, Value
 from ..ir.op import Op
 from ..ir.ops.elementwise import (
+    Atan,
     Binary,
     Cast,
     Cos,
@@ -40,6 +41,7 @@ from ..ir.ops.index import (
     Take,
     TakeAlong,
     Transpose,
+    Windows,
 )
 from ..ir.ops.quantize import Decode, Dequantize, Encode
 from ..ir.ops.reduce import ArgMax, Reduce
@@ -47,12 +49,12 @@ from ..ir.types import Shape
 from .simplify_identities import holds
 
 ELEMENTWISE = (Unary, Binary, Where, Cast, Decode, Encode)
-VIEWS = (Reshape, Transpose, BroadcastTo, Slice)
+VIEWS = (Reshape, Transpose, BroadcastTo, Slice, Windows)
 REDUCTIONS = (Reduce, ArgMax)
 _OTHER = (Concat, Iota, Take, TakeAlong, Literal, Dequantize)
 LOOP_OPS = (*ELEMENTWISE, *VIEWS, *REDUCTIONS, *_OTHER)
 
-_COSTLY = (Exp, Log, Sin, Cos, Tanh, Erf, Sigmoid, Pow)
+_COSTLY = (Exp, Log, Sin, Cos, Tanh, Atan, Erf, Sigmoid, Pow)
 _MIDDLING = (Div, Mod, Sqrt, Rsqrt, Encode)
 
 
@@ -145,7 +147,7 @@ def _stays(node: Node, reached: Sequence[Value], rows: Shape) -> bool:
         return out.rank > r
     if isinstance(op, Transpose):
         return op.permutation[:r] == tuple(range(r))
-    if isinstance(op, (Slice, Concat)):
+    if isinstance(op, (Slice, Concat, Windows)):
         return op.axis >= r
     if isinstance(op, Take):
         return node.inputs[0] not in reached

@@ -125,10 +125,12 @@ def emit_literal(value: float | int | bool, t: DType) -> str:
 _FUNCTIONS = {
     "abs": ("fabsf", "fabs"), "exp": ("dilu_expf", "exp"), "log": ("logf", "log"),
     "sqrt": ("sqrtf", "sqrt"), "sin": ("sinf", "sin"), "cos": ("cosf", "cos"),
-    "tanh": ("dilu_tanh", "tanh"), "erf": ("dilu_erf", "erf"), "floor": ("floorf", "floor"),
+    "tanh": ("dilu_tanh", "tanh"), "atan": ("dilu_atan", "atan"),
+    "erf": ("dilu_erf", "erf"), "floor": ("floorf", "floor"),
     "sigmoid": ("dilu_sigmoid", "1.0 / (1.0 + exp(-({0})))"),
     "rsqrt": ("1.0f / sqrtf({0})", "1.0 / sqrt({0})"), "pow": ("powf", "pow"),
-    "mod": ("dilu_mod_f32", "dilu_mod_f64"),
+    "mod": ("dilu_mod_f32", "dilu_mod_f64"), "round_even": ("rintf", "rint"),
+    "copysign": ("copysignf", "copysign"),
     "maximum": ("dilu_max_f32", "dilu_max_f64"), "minimum": ("dilu_min_f32", "dilu_min_f64"),
 }  # fmt: skip
 _OPERATORS = {
@@ -139,6 +141,8 @@ _INTEGERS = {
     **_OPERATORS, "abs": "dilu_abs_i64({0})", "div": "dilu_div_i64({0}, {1})",
     "mod": "dilu_mod_i64({0}, {1})", "pow": "dilu_pow_i64({0}, {1})",
     "maximum": "dilu_max_i64({0}, {1})", "minimum": "dilu_min_i64({0}, {1})",
+    "bit_not": "~{0}", "bit_and": "{0} & {1}", "bit_or": "{0} | {1}", "bit_xor": "{0} ^ {1}",
+    "shift_left": "dilu_shift_left_i64({0}, {1})", "shift_right": "dilu_shift_right_i64({0}, {1})",
 }  # fmt: skip
 _BOOLS = {
     "add": "{0} | {1}", "mul": "{0} & {1}", "maximum": "{0} | {1}", "minimum": "{0} & {1}",

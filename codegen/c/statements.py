@@ -15,7 +15,7 @@ from .expressions import (
 )
 from .writer import Writer
 
-_DEAR = frozenset({"exp", "log", "sin", "cos", "tanh", "erf", "sigmoid", "pow"})
+_DEAR = frozenset({"exp", "log", "sin", "cos", "tanh", "erf", "sigmoid", "pow", "atan"})
 _IDENTITY = {"max": float("-inf"), "min": float("inf")}
 
 
@@ -64,7 +64,7 @@ def emit_reduce(w: Writer, stmt: Reduce, ex: Expressions) -> None:
     """Emit a reduction: its accumulators, its loops, and what it yields."""
     if stmt.kind == "argmax":
         _emit_argmax(w, stmt, ex)
-    elif stmt.kind == "sum" or stmt.dtype == BOOL:
+    elif stmt.kind in ("sum", "prod") or stmt.dtype == BOOL:
         _emit_sum(w, stmt, ex)
     else:
         _emit_extreme(w, stmt, ex)
@@ -91,10 +91,10 @@ def _emit_nest(w: Writer, stmt: Reduce, ex: Expressions, clauses: str, update: l
 
 def _emit_sum(w: Writer, stmt: Reduce, ex: Expressions) -> None:
     kind, name = register_type(stmt.dtype), stmt.name
-    operator = "+"
+    operator = "*" if stmt.kind == "prod" else "+"
     if stmt.dtype == BOOL:
-        operator = "&" if stmt.kind == "min" else "|"
-    w.line(f"{kind} {name} = {1 if operator == '&' else 0};")
+        operator = "&" if stmt.kind in ("min", "prod") else "|"
+    w.line(f"{kind} {name} = {0 if operator in '+|' else 1};")
     update = [f"{name} {operator}= {ex.top(stmt.value)};"]
     _emit_nest(w, stmt, ex, f"reduction({operator}:{name})", update)
 

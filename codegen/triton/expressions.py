@@ -117,6 +117,7 @@ _FLOATS = {
     **_ANY, "div": "({0} / {1})", "mod": "float_mod({0}, {1})", "pow": "power({0}, {1})",
     "exp": "tl.exp({0})", "log": "tl.log({0})", "sqrt": "tl.sqrt({0})", "rsqrt": "tl.rsqrt({0})",
     "sin": "sin({0})", "cos": "cos({0})", "tanh": "tanh({0})", "erf": "erf({0})",
+    "atan": "atan({0})", "round_even": "round_even({0})", "copysign": "copy_sign({0}, {1})",
     "floor": "tl.floor({0})", "sigmoid": "sigmoid({0})", "maximum": "larger({0}, {1})",
     "minimum": "smaller({0}, {1})",
 }  # fmt: skip
@@ -124,11 +125,14 @@ _FLOATS = {
 _DOUBLES = _FLOATS | {
     "rsqrt": "(1.0 / tl.sqrt({0}))", "erf": "tl.erf({0})", "sin": "tl.sin({0})",
     "cos": "tl.cos({0})",
-    "tanh": "(1.0 - 2.0 / (tl.exp(2.0 * {0}) + 1.0))",
+    "tanh": "(1.0 - 2.0 / (tl.exp(2.0 * {0}) + 1.0))", "atan": "atan_f64({0})",
 }  # fmt: skip
 _INTEGERS = {
     **_ANY, "div": "int_div({0}, {1})", "mod": "int_mod({0}, {1})", "pow": "int_power({0}, {1})",
     "maximum": "tl.maximum({0}, {1})", "minimum": "tl.minimum({0}, {1})",
+    "bit_not": "(~{0})", "bit_and": "({0} & {1})", "bit_or": "({0} | {1})",
+    "bit_xor": "({0} ^ {1})", "shift_left": "shift_left({0}, {1})",
+    "shift_right": "shift_right({0}, {1})",
 }  # fmt: skip
 _BOOLS = {
     "add": "({0} | {1})", "mul": "({0} & {1})", "maximum": "({0} | {1})",
@@ -136,11 +140,13 @@ _BOOLS = {
     "logical_or": "({0} | {1})", "eq": "({0} == {1})", "ne": "({0} != {1})",
     "lt": "({0} < {1})", "le": "({0} <= {1})", "gt": "({0} > {1})", "ge": "({0} >= {1})",
 }  # fmt: skip
+#: Ops whose functions in the library ask for the types of their arguments.
+_TYPED = frozenset({"pow", "copysign", "shift_left", "shift_right"})
 
 
 def emit_apply(e: Apply, args: list[str]) -> str:
     """Return Triton for an op of arguments whose text is known."""
-    typed = e.op == "pow" or (e.op == "mod" and e.dtype.is_float)
+    typed = e.op in _TYPED or (e.op == "mod" and e.dtype.is_float)
     if typed or all(isinstance(a, Literal) for a in e.args):
         args = [
             typed_literal(a.value, a.dtype) if isinstance(a, Literal) else text

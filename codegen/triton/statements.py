@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ...ir.dtypes import BOOL, F32, DType
+from ...ir.dtypes import BF16, BOOL, F16, F32, I64, DType
 from ...ir.types import Dim, dim
-from ..kernel_ir import Let, Loop, Reduce, Stmt, Store, compute_type
-from .expressions import TYPES, emit_index, store_text
+from ..kernel_ir import Let, Literal, Loop, Reduce, Stmt, Store, compute_type
+from .expressions import TYPES, emit_index, store_text, typed_literal
 from .scope import BOTH, ROWS, SCALAR, Scope
 
 #: Elements of a row that are worked on at once, at most; longer rows take several turns.
@@ -43,7 +43,10 @@ def emit_statements(stmts: tuple[Stmt, ...], scope: Scope) -> None:
 def emit_store(stmt: Store, scope: Scope) -> None:
     """Emit a store of a tile, rounded to the buffer's type, guarded by its mask."""
     extra = None if stmt.mask is None else scope.emit(stmt.mask)
-    value = store_text(stmt.buffer.dtype, scope.emit(stmt.value))
+    value = scope.emit(stmt.value)
+    if isinstance(stmt.value, Literal) and stmt.buffer.dtype in (BF16, F16):
+        value = typed_literal(stmt.value.value, stmt.value.dtype)
+    value = store_text(stmt.buffer.dtype, value)
     place = scope.place(stmt.buffer, stmt.index, scope.here)
     mask = scope.mask(scope.here, extra)
     scope.w.line(f"tl.store({place}, {value}{'' if mask is None else f', mask={mask}'})")
@@ -234,6 +237,8 @@ class _State:
             self._update_argmax(scope, value, mask)
             return
         x = w.fresh("x")
+        if stmt.dtype == I64 and stmt.kind in ("max", "min"):  # places are counted in 32 bits
+            value = f"tl.cast({value}, tl.int64)"
         w.line(f"{x} = {value}" if stmt.dtype == BOOL else f"{x} = {value} + {self.zeros}")
         if mask is not None:
             w.line(f"{x} = tl.where({mask}, {x}, {_identity(stmt)})")
@@ -265,8 +270,11 @@ class _State:
             return
         kind = "sum" if stmt.kind == "sum" and stmt.dtype != BOOL else stmt.kind
         if stmt.dtype == BOOL:
-            kind = "min" if stmt.kind == "min" else "max"
+            kind = "min" if stmt.kind in ("min", "prod") else "max"
             w.line(f"{out} = tl.{kind}({name}.to(tl.int32), axis=1, keep_dims=True) != 0")
+            return
+        if kind == "prod":
+            w.line(f"{out} = tl.reduce({name}, 1, multiplied, keep_dims=True)")
             return
         w.line(f"{out} = tl.{kind}({name}, axis=1, keep_dims=True)")
         if self.finds_nan:
@@ -289,9 +297,10 @@ def _key_type(t: DType) -> str:
 def _identity(stmt: Reduce) -> str:
     t = stmt.dtype
     if t == BOOL:
-        return "1" if stmt.kind == "min" else "0"
-    if stmt.kind == "sum":
-        return "0.0" if t.is_float else "0"
+        return "1" if stmt.kind in ("min", "prod") else "0"
+    if stmt.kind in ("sum", "prod"):
+        number = int(stmt.kind == "prod")
+        return f"{number}.0" if t.is_float else f"{number}"
     if t.is_float:
         return '(-float("inf"))' if stmt.kind == "max" else 'float("inf")'
     half = 2 ** (t.bits - 1)
@@ -301,9 +310,9 @@ def _identity(stmt: Reduce) -> str:
 
 def _combined(stmt: Reduce, a: str, b: str) -> str:
     if stmt.dtype == BOOL:
-        return f"{a} & {b}" if stmt.kind == "min" else f"{a} | {b}"
-    if stmt.kind == "sum":
-        return f"{a} + {b}"
+        return f"{a} & {b}" if stmt.kind in ("min", "prod") else f"{a} | {b}"
+    if stmt.kind in ("sum", "prod"):
+        return f"{a} {'+' if stmt.kind == 'sum' else '*'} {b}"
     return f"tl.{'maximum' if stmt.kind == 'max' else 'minimum'}({a}, {b})"
 
 

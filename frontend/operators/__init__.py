@@ -1,6 +1,22 @@
 """Lowerings of torch operators to dilu's ops, one family per file, and the table of all of them."""
 
-from . import activations, elementwise, index, language, matmul, normalize, reduce, views
+from . import (
+    activations,
+    bits,
+    elementwise,
+    index,
+    language,
+    matmul,
+    normalize,
+    order,
+    reduce,
+    scan,
+    scatter,
+    special,
+    trigonometry,
+    views,
+    windows,
+)
 from .context import TABLE, Context, Symbols, dtype_of
 
 __all__ = [
@@ -8,12 +24,19 @@ __all__ = [
     "Context",
     "Symbols",
     "activations",
+    "bits",
     "dtype_of",
     "elementwise",
     "index",
     "language",
     "matmul",
     "normalize",
+    "order",
     "reduce",
+    "scan",
+    "scatter",
+    "special",
+    "trigonometry",
     "views",
+    "windows",
 ]

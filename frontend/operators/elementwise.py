@@ -63,21 +63,8 @@ for _name, _op in LOGICAL.items():
     TABLE[f"aten.logical_{_name}.default"] = _logical(_op())
 
 
-@lowers(
-    *(f"aten.bitwise_{n}.{o}" for n in ("and", "or", "xor") for o in ("Tensor", "Scalar")),
-    *(f"aten.__{n}__.{o}" for n in ("and", "or", "xor") for o in ("Tensor", "Scalar")),
-)
-def bitwise(c: Context, a: Any, b: Any) -> Value:
-    if c.dtype != BOOL:
-        raise c.unsupported("bit arithmetic on integers")
-    name = c.operator.split(".")[1].removeprefix("bitwise_").strip("_")
-    return c.emit(LOGICAL[name](), truth(c, a), truth(c, b))
-
-
-@lowers("aten.logical_not.default", "aten.bitwise_not.default")
+@lowers("aten.logical_not.default")
 def logical_not(c: Context, x: Value) -> Value:
-    if c.dtype != BOOL:
-        raise c.unsupported("bit arithmetic on integers")
     return c.emit(ew.LogicalNot(), truth(c, x))
 
 
@@ -159,6 +146,21 @@ def remainder_towards_zero(c: Context, a: Value, b: Value) -> Value:
         return c.emit(ew.Where(), falls(c, rest, a, b), c.emit(ew.Sub(), rest, b), rest)
     rest = c.emit(ew.Mod(), c.emit(ew.Abs(), a), c.emit(ew.Abs(), b))
     return c.emit(ew.Where(), c.apply(ew.Lt(), a, 0), c.emit(ew.Neg(), rest), rest)
+
+
+@lowers("aten.round.default", "aten.round.decimals")
+def round_(c: Context, x: Value, decimals: int = 0) -> Value:
+    """To the nearest whole number, or to the nearest that ends after so many decimals."""
+    if not c.dtype.is_float:
+        if decimals:
+            raise c.unsupported("rounding integers to decimals")
+        return x
+    if not decimals:
+        return c.emit(ew.RoundEven(), x)
+    x, unit = c.wide(x), 10.0 ** abs(decimals)
+    there, back = (ew.Mul(), ew.Div()) if decimals > 0 else (ew.Div(), ew.Mul())
+    whole = c.emit(ew.RoundEven(), c.apply(there, x, unit))
+    return c.result(c.apply(back, whole, unit))
 
 
 @lowers("aten.trunc.default")
@@ -253,6 +255,38 @@ def sign(c: Context, x: Value) -> Value:
     above = c.cast(c.apply(ew.Gt(), x, 0), c.dtype)
     below = c.cast(c.apply(ew.Lt(), x, 0), c.dtype)
     return c.emit(ew.Sub(), above, below)
+
+
+@lowers("aten.copysign.Tensor", "aten.copysign.Scalar")
+def copysign(c: Context, a: Value, b: Any) -> Value:
+    return c.apply(ew.CopySign(), c.cast(a, c.dtype), b)
+
+
+@lowers("aten.signbit.default")
+def signbit(c: Context, x: Value) -> Value:
+    return signed(c, c.wide(x) if x.type.dtype.is_float else x)
+
+
+def signed(c: Context, x: Value) -> Value:
+    """Return where the sign is minus, of zeros and NaN too."""
+    if not x.type.dtype.is_float:
+        return c.apply(ew.Lt(), x, 0)
+    return c.apply(ew.Lt(), c.emit(ew.CopySign(), c.operand(1.0, x.type.dtype), x), 0.0)
+
+
+@lowers("aten.angle.default")
+def angle(c: Context, x: Value) -> Value:
+    """Of a number without an imaginary part: half a turn below zero."""
+    x = c.cast(x, c.dtype)
+    behind = c.apply(ew.Mul(), c.cast(c.apply(ew.Lt(), x, 0), c.dtype), math.pi)
+    return c.emit(ew.Where(), c.emit(ew.Ne(), x, x), x, behind)
+
+
+@lowers("aten.heaviside.default")
+def heaviside(c: Context, x: Value, at_zero: Value) -> Value:
+    """A step from 0 to 1, with `at_zero` in between; NaN lies below."""
+    above = c.cast(c.apply(ew.Gt(), x, 0), c.dtype)
+    return c.emit(ew.Where(), c.apply(ew.Eq(), x, 0), at_zero, above)
 
 
 @lowers("aten.isnan.default")

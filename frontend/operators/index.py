@@ -1,15 +1,14 @@
-"""Gathers: embedding, indexing by tensors, and scattering of a constant."""
+"""Gathers: embedding, and indexing by tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from ...ir.dtypes import BOOL, F32, I64
+from ...ir.dtypes import BOOL, I64
 from ...ir.graph import Value
 from ...ir.ops import elementwise as ew
 from ...ir.ops.index import Iota, Take, TakeAlong
-from ...ir.ops.reduce import ReduceMax
 from ...ir.types import Dim, broadcast, numel
 from .context import Context, lowers
 
@@ -48,27 +47,35 @@ def wrapped(c: Context, indices: Value, size: Dim) -> Value:
     return c.emit(ew.Where(), low, c.emit(ew.Add(), indices, c.size(size, I64)), indices)
 
 
-@lowers("aten.index.Tensor")
+@lowers("aten.index.Tensor", "aten._unsafe_index.Tensor")
 def index(c: Context, x: Value, indices: Sequence[Value | None]) -> Value:
-    """Indexing by tensors on neighbouring axes, which become one axis of combined indices."""
+    """Indexed axes become one axis of combined indices, at the front unless they are neighbours."""
     used = [(a, i) for a, i in enumerate(indices) if i is not None]
     if any(i.type.dtype == BOOL for _, i in used):
         raise c.unsupported("indexing by a mask, whose result's size depends on data")
-    first = used[0][0]
-    if [a for a, _ in used] != list(range(first, first + len(used))):
-        raise c.unsupported("indexing by tensors on axes that are not neighbours")
+    axes = [a for a, _ in used]
+    first = axes[0]
+    if axes != list(range(first, first + len(axes))):
+        x = c.transpose(x, [*axes, *(a for a in range(x.type.rank) if a not in axes)])
+        first = 0
     shape = broadcast(*(i.type.shape for _, i in used))
     sizes = x.type.shape[first : first + len(used)]
+    flat = combined(c, [i for _, i in used], sizes)
+    after = x.type.shape[first + len(used) :]
+    x = c.reshape(x, (*x.type.shape[:first], numel(sizes), *after))
+    return take_axis(c, x, first, c.broadcast(flat, shape))
+
+
+def combined(c: Context, indices: Sequence[Value], sizes: Sequence[Dim]) -> Value:
+    """Return the indices of axes of these sizes as those of the axes made one."""
     flat: Value | None = None
-    for (_, i), size in zip(used, sizes, strict=True):
+    for i, size in zip(indices, sizes, strict=True):
         i = wrapped(c, i, size)
         if flat is not None:
             i = c.emit(ew.Add(), c.emit(ew.Mul(), flat, c.size(size, I64)), i)
         flat = i
     assert flat is not None
-    after = x.type.shape[first + len(used) :]
-    x = c.reshape(x, (*x.type.shape[:first], numel(sizes), *after))
-    return take_axis(c, x, first, c.broadcast(flat, shape))
+    return flat
 
 
 @lowers("aten.gather.default")
@@ -97,24 +104,6 @@ def take_along_dim(c: Context, x: Value, indices: Value, axis: int | None = None
     x = c.broadcast(x, [x.type.shape[a] if a == axis else d for a, d in enumerate(both)])
     spread = [indices.type.shape[a] if a == axis else d for a, d in enumerate(both)]
     return gather(c, x, axis, c.broadcast(indices, spread))
-
-
-@lowers("aten.scatter.value")
-def scatter_value(c: Context, x: Value, axis: int, indices: Value, value: Any, **_: Any) -> Value:
-    """A constant is put where any of the indices along `axis` points."""
-    x, indices = c.row(x), c.row(indices)
-    rank = x.type.rank
-    axis = c.axis(axis, rank)
-    for a in range(rank):
-        if a != axis and indices.type.shape[a] != x.type.shape[a]:
-            raise c.unsupported("scattering to a part of the rows")
-    x, indices = c.swap(x, axis, -1), c.swap(indices, axis, -1)
-    places = c.emit(Iota(x.type.shape[-1]))
-    each = c.reshape(indices, (*indices.type.shape, 1))
-    hits = c.cast(c.emit(ew.Eq(), each, places), F32)
-    hit = c.apply(ew.Gt(), c.emit(ReduceMax((rank - 1,)), hits), 0.0)
-    out = c.swap(c.emit(ew.Where(), hit, c.operand(value, c.dtype), x), axis, -1)
-    return c.reshape(out, c.type.shape)
 
 
 @lowers("aten.one_hot.default")

@@ -15,12 +15,13 @@ from ...ir.ops.reduce import ReduceSum
 from ...ir.types import numel
 from .context import Context, lowers
 from .normalize import safe_softmax_of, softmax_of
+from .reduce import vector_norm
 
 
 def product(c: Context, a: Value, b: Value) -> Value:
     """Return the matrix product in f32; a transposed `b` is read as it lies."""
     if not c.dtype.is_float:
-        raise c.unsupported("a matrix product of integers")
+        return product_of_integers(c, a, b)
     node = c.producer(b)
     if node is not None and isinstance(node.op, Transpose):
         rank = b.type.rank
@@ -29,15 +30,63 @@ def product(c: Context, a: Value, b: Value) -> Value:
     return c.emit(MatMul(), c.wide(a), c.wide(b))
 
 
+def product_of_integers(c: Context, a: Value, b: Value) -> Value:
+    """Return the matrix product of integers: what wraps, wraps."""
+    columns = c.swap(b, -2, -1)
+    rows = c.reshape(a, (*a.type.shape[:-1], 1, a.type.shape[-1]))
+    columns = c.reshape(columns, (*columns.type.shape[:-2], 1, *columns.type.shape[-2:]))
+    terms = c.emit(ew.Mul(), rows, columns)
+    return c.emit(ReduceSum((terms.type.rank - 1,)), terms)
+
+
+@lowers("aten.addbmm.default")
+def addbmm(c: Context, x: Value, a: Value, b: Value, *, beta: Any = 1, alpha: Any = 1) -> Value:
+    """The products of a batch are added up."""
+    y = c.emit(ReduceSum((0,)), product(c, a, b))
+    y = y if alpha == 1 else c.apply(ew.Mul(), y, alpha)
+    if beta == 0:  # what is not used may be NaN
+        return c.result(y)
+    x = x if beta == 1 else c.apply(ew.Mul(), c.cast(x, y.type.dtype), beta)
+    return c.result(c.emit(ew.Add(), c.cast(x, y.type.dtype), y))
+
+
+@lowers("aten._cdist_forward.default")
+def distances(c: Context, a: Value, b: Value, p: float, _: int | None = None) -> Value:
+    """Between all rows of `a` and all of `b`."""
+    rows = c.reshape(a, (*a.type.shape[:-1], 1, a.type.shape[-1]))
+    other = c.reshape(b, (*b.type.shape[:-2], 1, *b.type.shape[-2:]))
+    apart = c.emit(ew.Sub(), c.wide(rows), c.wide(other))
+    return vector_norm(c, apart, p, -1)
+
+
+@lowers("aten._trilinear.default")
+def trilinear(
+    c: Context, x: Value, y: Value, z: Value, new_x: Sequence[int], new_y: Sequence[int],
+    new_z: Sequence[int], over: Sequence[int], _: int = 1,
+) -> Value:  # fmt: skip
+    """The product of three, each with new axes of one, summed over some of all axes."""
+    rank = x.type.rank + len(new_x)
+    parts: list[Value] = []
+    for part, new in ((x, new_x), (y, new_y), (z, new_z)):
+        sizes = iter(part.type.shape)
+        shape = [1 if a in {n % rank for n in new} else next(sizes) for a in range(rank)]
+        parts.append(c.reshape(c.wide(part), shape))
+    product_ = c.emit(ew.Mul(), c.emit(ew.Mul(), parts[0], parts[1]), parts[2])
+    return c.result(c.reshape(c.emit(ReduceSum(c.axes(over, rank)), product_), c.type.shape))
+
+
 @lowers("aten.linear.default")
 def linear(c: Context, x: Value, weight: Value, bias: Value | None = None) -> Value:
     row = x.type.rank == 1
     x = c.reshape(x, (1, *x.type.shape)) if row else x
     column = weight.type.rank == 1
     weight = c.reshape(weight, (1, *weight.type.shape)) if column else weight
-    y = c.emit(MatMul(transpose_b=True), c.wide(x), c.wide(weight))
+    if c.dtype.is_float:
+        y = c.emit(MatMul(transpose_b=True), c.wide(x), c.wide(weight))
+    else:
+        y = product_of_integers(c, x, c.swap(weight, -2, -1))
     y = c.reshape(y, c.type.shape) if row or column else y
-    return c.result(y if bias is None else c.emit(ew.Add(), y, c.wide(bias)))
+    return c.result(y if bias is None else c.emit(ew.Add(), y, c.cast(bias, y.type.dtype)))
 
 
 @lowers("aten.mm.default", "aten.bmm.default")
@@ -60,7 +109,7 @@ def addmm(c: Context, bias: Value, a: Value, b: Value, beta: Any = 1, alpha: Any
     y = y if alpha == 1 else c.apply(ew.Mul(), y, alpha)
     if beta == 0:
         return c.result(y)
-    bias = c.wide(bias)
+    bias = c.cast(bias, y.type.dtype)
     return c.result(c.emit(ew.Add(), y, bias if beta == 1 else c.apply(ew.Mul(), bias, beta)))
 
 

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ...ir.dtypes import BOOL, F32, U8, DType, promote
+from ...ir.dtypes import BOOL, F32, DType, promote
 from ...ir.graph import Value
 from ...ir.op import Op
 from ...ir.ops import elementwise as ew
-from ...ir.ops.index import Iota
-from ...ir.ops.reduce import ArgMax, ReduceMax, ReduceMin, ReduceSum, TopK
+from ...ir.ops.reduce import ArgMax, ReduceMax, ReduceMin, ReduceProd, ReduceSum
+from ...ir.ops.reduce import extreme as extreme_of
 from ...ir.types import Dim, numel
 from .context import Context, lowers
 from .elementwise import truth
@@ -43,6 +43,16 @@ def summand(c: Context, x: Value) -> Value:
 @lowers("aten.sum.default", "aten.sum.dim_IntList")
 def sum_(c: Context, x: Value, axes: Axes = None, keep: bool = False, **_: Any) -> Value:
     return c.result(reduced(c, ReduceSum, summand(c, x), axes, keep))
+
+
+@lowers("aten.prod.default", "aten.prod.dim_int")
+def prod(c: Context, x: Value, axis: int | None = None, keep: bool = False, **_: Any) -> Value:
+    return c.result(reduced(c, ReduceProd, summand(c, x), axis, keep))
+
+
+@lowers("prims.prod.default")
+def prod_of_axes(c: Context, x: Value, axes: Sequence[int] | None, **_: Any) -> Value:
+    return c.result(reduced(c, ReduceProd, summand(c, x), axes, False))
 
 
 @lowers("aten.mean.default", "aten.mean.dim")
@@ -126,6 +136,11 @@ def argmax_of(c: Context, x: Value, axis: int, largest: bool) -> Value:
     return c.emit(ArgMax(), x if largest else opposite(c, x))
 
 
+def smallest(dtype: DType, below: bool) -> float | int | bool:
+    """Return the number that none is below, or (not `below`) above."""
+    return extreme_of(dtype.value, -1 if below else 1)
+
+
 def opposite(c: Context, x: Value) -> Value:
     """Return numbers whose order is the opposite one (NaN being the largest in both)."""
     if x.type.dtype == BOOL:
@@ -174,57 +189,3 @@ def vector_norm(
         size = c.apply(ew.Pow(), size, order)
     total = reduced(c, ReduceSum, size, axes, keep)
     return c.result(total if order in (0, 1) else c.apply(ew.Pow(), total, 1 / order))
-
-
-@lowers("aten.cumsum.default")
-def cumsum(c: Context, x: Value, axis: int, **_: Any) -> Value:
-    """Sums what is not behind, pair by pair: for the short axes of masks and positions."""
-    x = c.row(summand(c, x))
-    rank = x.type.rank
-    axis = c.axis(axis, rank)
-    order = [*(a for a in range(rank) if a != axis), axis]
-    x = c.transpose(x, order)
-    size = x.type.shape[-1]
-    row = c.reshape(c.emit(Iota(size)), (size, 1))
-    behind = c.emit(ew.Le(), c.emit(Iota(size)), row)
-    pairs = c.reshape(x, (*x.type.shape[:-1], 1, size))
-    terms = c.emit(ew.Where(), behind, pairs, c.operand(0, x.type.dtype))
-    sums = c.emit(ReduceSum((rank,)), terms)
-    sums = c.transpose(sums, [order.index(a) for a in range(rank)])
-    return c.result(c.reshape(sums, c.type.shape))
-
-
-@lowers("aten.topk.default")
-def topk(
-    c: Context, x: Value, k: int, axis: int = -1, largest: bool = True, ordered: bool = True
-) -> tuple[Value, Value]:
-    return ranked(c, x, k, axis, largest)
-
-
-@lowers("aten.sort.default", "aten.sort.stable", "aten.argsort.default", "aten.argsort.stable")
-def sort(
-    c: Context, x: Value, *rest: Any, stable: bool = False, dim: int = -1, descending: bool = False
-) -> Any:
-    positional = [r for r in rest if r is not None]
-    if positional and isinstance(positional[0], bool):
-        positional = positional[1:]  # `stable`: topk always is
-    axis = positional[0] if positional else dim
-    down = positional[1] if len(positional) > 1 else descending
-    size = x.type.shape[axis] if x.type.rank else 1
-    if not isinstance(size, int):
-        raise c.unsupported("sorting along an axis of symbolic size")
-    values, indices = ranked(c, x, size, axis, down)
-    return indices if "argsort" in c.operator else (values, indices)
-
-
-def ranked(c: Context, x: Value, k: Dim, axis: int, largest: bool) -> tuple[Value, Value]:
-    """Return the `k` largest or smallest along `axis`, in order, and their indices."""
-    if not isinstance(k, int):
-        raise c.unsupported("a symbolic number of elements")
-    dtype, shape = x.type.dtype, x.type.shape
-    x = c.swap(c.row(c.cast(x, U8) if dtype == BOOL else x), axis, -1)
-    values, indices = c.builder.add(TopK(k, largest), x)
-    values = c.cast(values, dtype)
-    if not shape:
-        return c.reshape(values, ()), c.reshape(indices, ())
-    return c.swap(values, axis, -1), c.swap(indices, axis, -1)

@@ -10,9 +10,10 @@ import sympy
 from ...ir.dtypes import I64
 from ...ir.graph import Value
 from ...ir.ops import elementwise as ew
-from ...ir.ops.index import Concat, Iota, Slice
+from ...ir.ops.index import Concat, Iota, Slice, Windows
 from ...ir.types import Dim, dim, numel
 from .context import Context, lowers
+from .index import take_axis
 
 
 @lowers("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default",
@@ -74,6 +75,32 @@ def begin(start: Dim, size: Dim) -> Dim:
         negative = start < 0 if isinstance(start, int) else start.is_negative
         return dim(start + size) if negative else start
     return min(max(start + size if start < 0 else start, 0), size)
+
+
+@lowers("aten.unfold.default")
+def unfold(c: Context, x: Value, axis: int, size: int, step: int) -> Value:
+    """Windows along an axis, their elements along a new last one."""
+    if x.type.rank == 0:
+        return c.broadcast(x, c.type.shape)
+    axis = c.axis(axis, x.type.rank)
+    out = c.emit(Windows(axis, c.type.shape[axis], size, step), x)
+    order = [a for a in range(out.type.rank) if a != axis + 1]
+    return c.transpose(out, [*order, axis + 1])
+
+
+@lowers("aten.diagonal.default", "aten.diagonal_copy.default")
+def diagonal(c: Context, x: Value, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Value:
+    """Every n-th element of two axes made one, n being a row and one more."""
+    rank = x.type.rank
+    axis1, axis2 = c.axis(axis1, rank), c.axis(axis2, rank)
+    x = c.transpose(x, [*(a for a in range(rank) if a not in (axis1, axis2)), axis1, axis2])
+    *lead, rows, columns = x.type.shape
+    if not isinstance(columns, int):
+        raise c.unsupported("the diagonal of rows of symbolic size")
+    flat = c.reshape(x, (*lead, dim(rows * columns)))
+    first = offset if offset >= 0 else -offset * columns
+    count = c.type.shape[-1]
+    return c.slice(flat, rank - 2, first, dim(first + (count - 1) * (columns + 1) + 1), columns + 1)
 
 
 @lowers("aten.select.int")
@@ -223,17 +250,62 @@ def pad(c: Context, x: Value, widths: Sequence[Dim], *rest: Any) -> Value:
         (rest[0], rest[1:]) if "constant" not in c.operator and rest else ("constant", rest)
     )
     if mode != "constant":
-        raise c.unsupported(f"padding with mode {mode!r}")
+        return padded_by_itself(c, x, widths, mode)
     fill = next((v for v in value if v is not None), 0)
     for i in range(len(widths) // 2):
         axis = x.type.rank - 1 - i
         before, after = widths[2 * i], widths[2 * i + 1]
-        size = x.type.shape[axis]
-        low = -before if isinstance(before, int) and before < 0 else 0
-        high = dim(size + after) if isinstance(after, int) and after < 0 else size
-        x = c.slice(x, axis, low, high)
+        x = cropped(c, x, axis, before, after)
         parts = [edge(c, x, axis, before, fill), x, edge(c, x, axis, after, fill)]
         x = join(c, [p for p in parts if p is not None], axis)
+    return x
+
+
+def cropped(c: Context, x: Value, axis: int, before: Dim, after: Dim) -> Value:
+    """Return `x` without what negative widths cut off."""
+    size = x.type.shape[axis]
+    low = -before if isinstance(before, int) and before < 0 else 0
+    high = dim(size + after) if isinstance(after, int) and after < 0 else size
+    return c.slice(x, axis, low, high)
+
+
+def grown(width: Dim) -> Dim:
+    """Return how much a width adds."""
+    return max(width, 0) if isinstance(width, int) else width
+
+
+_PADDINGS = {"reflection_pad": "reflect", "replication_pad": "replicate"}
+
+
+@lowers(*(f"aten.{name}{n}d.default" for name in _PADDINGS for n in (1, 2, 3)))
+def pad_by_itself(c: Context, x: Value, widths: Sequence[Dim]) -> Value:
+    return padded_by_itself(c, x, widths, _PADDINGS[c.operator.split(".")[1][:-2]])
+
+
+def padded_by_itself(c: Context, x: Value, widths: Sequence[Dim], mode: str) -> Value:
+    """Return `x` continued beyond its ends by elements of its own."""
+    for i in range(len(widths) // 2):
+        axis = x.type.rank - 1 - i
+        before, after = widths[2 * i], widths[2 * i + 1]
+        if before == 0 and after == 0:
+            continue
+        size = x.type.shape[axis]
+        if mode == "circular":  # what is cut off comes back on no side
+            x = cropped(c, x, axis, before, after)
+            before, after, size = grown(before), grown(after), x.type.shape[axis]
+        at = c.emit(Iota(dim(before + size + after)))
+        at = c.apply(ew.Sub(), at, c.size(before, I64))
+        last = c.size(dim(size - 1), I64)
+        if mode == "reflect":
+            at = c.emit(ew.Sub(), last, c.emit(ew.Abs(), at))
+            at = c.emit(ew.Sub(), last, c.emit(ew.Abs(), at))
+        elif mode == "replicate":
+            at = c.emit(ew.Minimum(), c.apply(ew.Maximum(), at, 0), last)
+        elif mode == "circular":
+            at = c.emit(ew.Mod(), at, c.size(size, I64))
+        else:
+            raise c.unsupported(f"padding with mode {mode!r}")
+        x = take_axis(c, x, axis, at)
     return x
 
 

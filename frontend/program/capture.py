@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,9 +66,7 @@ def capture_call(
     """
     if isinstance(module, ExportedProgram):
         require_no_merged_inputs(module)
-        guards = guards_of(module)
-        program = functional(module)
-        return _imported(program, guards, Branches(), None, {})
+        return _imported(functional(module), Branches(), None, {})
     module = module_of(module)
     given = read_examples(module.forward, example_inputs, example_kwargs)
     shapes = dynamic_shapes
@@ -78,8 +76,7 @@ def capture_call(
     with recorded_branches() as branches:
         copies = given.copied()
         exported = exported_as_is(module, copies.args, copies.kwargs, shapes)
-    guards = guards_of(exported)
-    return _imported(functional(exported), guards, branches, given, sizes)
+    return _imported(functional(exported), branches, given, sizes)
 
 
 def _resolved(module: torch.nn.Module, given: Examples, shapes: Any) -> Any:
@@ -92,7 +89,6 @@ def _resolved(module: torch.nn.Module, given: Examples, shapes: Any) -> Any:
 
 def _imported(
     program: ExportedProgram,
-    guards: Sequence[Any],
     branches: Branches,
     given: Examples | None,
     sizes: Mapping[tuple[int, int], Any],
@@ -107,7 +103,8 @@ def _imported(
         name: weight_of(state[source.parameter], source.parameter)
         for name, source in imported.sources.items()
     }
-    known = [*guards, *ranges_of(program, sizes)]
+    # Decomposing asks for conditions of its own, which the program's environment keeps as well.
+    known = [*guards_of(program), *ranges_of(program, sizes)]
     signature = {
         "inputs": input_slots(program, input_trees(program), given),
         "result": result_tree(program, results.trees),

@@ -18,6 +18,7 @@ import torch
 from torch.export import ExportedProgram
 
 from ...errors import DiluError, UnsupportedError
+from .decompose import decomposed
 from .examples import definition
 from .export_error import export_error
 
@@ -92,7 +93,7 @@ def exported_as_is(
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
-    """Return the program without in-place operators; composite ones stay.
+    """Return the program without in-place operators; composite ones with a lowering stay.
 
     Raises DiluError where torch cannot do that.
     """
@@ -100,7 +101,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
         # torch copies its own deprecated objects, which is nothing a user could mend.
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
         try:
-            return program.run_decompositions({})
+            return decomposed(program.run_decompositions({}))
         except SyntaxError as error:  # torch writes names of parameters into Python as they are
             named = [n for n in program.state_dict if set(n.split(".")) & set(keyword.kwlist)]
             if not named:

@@ -48,7 +48,17 @@ def unknown_operator(node: fx.Node, operator: str, loc: Loc | None) -> Unsupport
         hint = (
             "a compiled model has no control flow: compute all branches and choose by torch.where"
         )
+    origin = _origin(node)
+    if origin not in (None, operator):
+        operator = f"{origin}, of which torch makes {operator},"
     return UnsupportedError(f"the operator {operator} is not supported", loc, hint)
+
+
+def _origin(node: fx.Node) -> str | None:
+    """Return the operator of the exported program that a node is a part of, where torch knows."""
+    known = node.meta.get("from_node") or ()
+    name = str(getattr(known[0], "target", "")) if known else ""
+    return name if name.startswith(("aten.", "prims.")) else None
 
 
 def location(node: fx.Node) -> Loc | None:

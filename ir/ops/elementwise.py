@@ -103,6 +103,14 @@ class Tanh(UnaryFloat):
         return np.tanh(x)
 
 
+@register("atan")
+class Atan(UnaryFloat):
+    """The angle in radians, between -π/2 and π/2, whose tangent it is."""
+
+    def reference(self, x):
+        return np.arctan(x)
+
+
 @register("erf")
 class Erf(UnaryFloat):
     def reference(self, x):
@@ -120,6 +128,14 @@ class Sigmoid(UnaryFloat):
 class Floor(UnaryFloat):
     def reference(self, x):
         return np.floor(x)
+
+
+@register("round_even")
+class RoundEven(UnaryFloat):
+    """The nearest whole number, the even one of two; a zero has the sign of the input."""
+
+    def reference(self, x):
+        return np.rint(x)
 
 
 @register("logical_not")
@@ -176,6 +192,18 @@ class Pow(Binary):
         power = np.power(a, np.maximum(b, 0))
         inverse = np.where(a == 1, 1, np.where(a == -1, 1 - 2 * (b & 1), 0))
         return np.where(b < 0, inverse, power).astype(power.dtype)
+
+
+@register("copysign")
+class CopySign(Binary):
+    """The size of the first with the sign of the second, of zeros and NaN too."""
+
+    def infer(self, a: TensorType, b: TensorType) -> tuple[TensorType, ...]:
+        expect(a.dtype.is_float, f"copysign takes floats, not {a}")
+        return super().infer(a, b)
+
+    def reference(self, a, b):
+        return np.copysign(a, b)
 
 
 @register("maximum")

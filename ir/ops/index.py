@@ -74,6 +74,32 @@ class Slice(Op):
         return x[(slice(None),) * self.axis + (window,)]
 
 
+@register("windows")
+class Windows(Op):
+    """`count` windows of `size` elements along `axis`, one every `stride`, their elements
+    `dilation` apart: `out[…, o, k, …] = x[…, o·stride + k·dilation, …]`."""
+
+    axis: int
+    count: Dim
+    size: int
+    stride: int = 1
+    dilation: int = 1
+
+    def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        ok = 0 <= self.axis < x.rank and min(self.size, self.stride, self.dilation) >= 1
+        expect(ok, f"bad windows along axis {self.axis} of {x}")
+        end = dim((self.count - 1) * self.stride + (self.size - 1) * self.dilation + 1)
+        there = x.shape[self.axis]
+        inside = not (isinstance(end, int) and isinstance(there, int)) or end <= there
+        expect(inside, f"windows reach up to {end} along axis {self.axis} of {x}")
+        shape = (*x.shape[: self.axis], self.count, self.size, *x.shape[self.axis + 1 :])
+        return (x.with_shape(shape),)
+
+    def reference(self, x):
+        at = np.arange(int(self.count))[:, None] * self.stride
+        return np.take(x, at + np.arange(self.size) * self.dilation, axis=self.axis)
+
+
 @register("concat")
 class Concat(Op):
     """The inputs one after another along `axis`."""

@@ -35,6 +35,15 @@ class ReduceSum(Reduce):
         return np.sum(x, axis=self.axes, keepdims=self.keepdims, dtype=x.dtype)
 
 
+@register("reduce_prod")
+class ReduceProd(Reduce):
+    axes: tuple[int, ...]
+    keepdims: bool = False
+
+    def reference(self, x):
+        return np.prod(x, axis=self.axes, keepdims=self.keepdims, dtype=x.dtype)
+
+
 @register("reduce_max")
 class ReduceMax(Reduce):
     axes: tuple[int, ...]

@@ -34,6 +34,9 @@ NOTHING = {
     "group_norm": {"cudnn_enabled"},
     "native_group_norm": {"N", "C", "HxW"},  # sizes of the input
     "batch_norm": {"momentum", "cudnn_enabled"},  # of statistics that are being kept
+    "prod_of_axes": {"output_dtype"},  # the result's type says it
+    "trilinear": {"unroll_dim"},  # how it is computed
+    "distances": {"compute_mode"},  # another way to the same
     "expand": {"implicit"},  # of vmap
     "einsum": {"path"},  # the order of products
 }

@@ -28,6 +28,14 @@ def run(text: str, *inputs: np.ndarray):
         ("%x: f32[T,4]", "%z: f32[T,4] = transpose(%x) {permutation=[0, 0]}", "no permutation"),
         ("%x: f32[T,4]", "%z: f32[T] = broadcast_to(%x) {shape=[<T>]}", "cannot be broadcast"),
         ("%x: f32[4]", "%z: f32[4] = slice(%x) {axis=1, start=0, step=1, stop=4}", "bad slice"),
+        ("%x: f32[9]", "%z: f32[4,3] = windows(%x) {axis=0, count=4, dilation=1, size=3, stride=3}",
+         "windows reach up to 12"),
+        ("%x: f32[9]", "%z: f32[4,3] = windows(%x) {axis=1, count=4, dilation=1, size=3, stride=1}",
+         "bad windows"),
+        ("%x: i64[4]", "%z: i64[4] = copysign(%x, %x)", "takes floats"),
+        ("%x: f32[4]", "%z: f32[4] = bit_and(%x, %x)", "takes integers"),
+        ("%x: bool[4]", "%z: bool[4] = bit_not(%x)", "takes integers"),
+        ("%x: i64[4]", "%z: i64[4] = round_even(%x)", "takes a float"),
         ("%x: f32[4], %y: f32[T,4]", "%z: f32[4] = concat(%x, %y) {axis=0}", "cannot join"),
         ("%x: f32[4], %y: f32[T]", "%z: f32[T] = take(%x, %y)", "indexed by integers"),
         ("%x: f32[T,4], %y: i64[4]", "%z: f32[4] = take_along(%x, %y)", "equal leading axes"),
@@ -80,6 +88,47 @@ def test_all_codes_decode_and_encode():
     assert np.isnan(values[[0x7F, 0xFF]]).all() and values[0x7E] == 448.0
     finite = ~np.isnan(values)
     assert np.array_equal(again[finite], codes[finite])
+
+
+def test_windows_are_some_elements_apart():
+    (out,) = run(
+        """(%x: f32[2,T]) {
+  %z: f32[2,3,2] = windows(%x) {axis=1, count=3, dilation=3, size=2, stride=2}
+  return %z }""",
+        np.arange(16, dtype=np.float32).reshape(2, 8),
+    )
+    assert out[1].tolist() == [[8, 11], [10, 13], [12, 15]]
+
+
+def test_what_is_shifted_out_is_gone():
+    text = """(%x: i8[5], %n: i8[5]) {
+  %l: i8[5] = shift_left(%x, %n)
+  %r: i8[5] = shift_right(%x, %n)
+  return %l, %r }"""
+    x = np.array([-128, 127, -1, 5, -5], np.int8)
+    left, right = run(text, x, np.array([1, 1, 8, -1, 2], np.int8))
+    assert left.tolist() == [0, -2, 0, 0, -20]
+    assert right.tolist() == [-64, 63, -1, 0, -2]
+
+
+def test_halves_are_rounded_to_even_numbers_and_zeros_keep_their_signs():
+    text = """(%x: f32[5]) {
+  %r: f32[5] = round_even(%x)
+  %s: f32[5] = copysign(%x, %r)
+  return %r, %s }"""
+    x = np.array([0.5, -0.5, 1.5, 2.5, -0.0], np.float32)
+    rounded, same = run(text, x)
+    assert rounded.tolist() == [0, 0, 2, 2, 0]
+    assert np.signbit(rounded).tolist() == np.signbit(x).tolist()
+    assert np.array_equal(same, x)
+
+
+def test_the_product_of_none_is_one():
+    text = """(%x: i64[2,N]) {
+  %z: i64[2] = reduce_prod(%x) {axes=[1], keepdims=false}
+  return %z }"""
+    assert run(text, np.ones((2, 0), np.int64))[0].tolist() == [1, 1]
+    assert run(text, np.array([[2, 3], [4, -5]]))[0].tolist() == [6, -20]
 
 
 def test_attention_is_softmax_over_the_pages_of_a_sequence():

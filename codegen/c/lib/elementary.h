@@ -8,6 +8,7 @@
  *   float dilu_sigmoid(x)        1 / (1 + exp(-x))
  *   float dilu_silu(x)           x * sigmoid(x)
  *   float dilu_tanh(x)           relative error about 2e-7
+ *   float dilu_atan(x)           relative error about 2e-7
  *   float dilu_erf(x)            absolute error about 2e-7
  */
 #ifndef DILU_ELEMENTARY_H
@@ -65,6 +66,23 @@ DILU_INLINE float dilu_tanh(float x) {
   float far = 1.0f - 2.0f / (dilu_expf(2.0f * magnitude) + 1.0f);
   far = dilu_from_bits(dilu_to_bits(far) | (dilu_to_bits(x) & 0x80000000u));
   return dilu_select(magnitude < 0.625f, near_zero, far);
+}
+
+/* Cephes atanf: an odd polynomial below tan(pi/8), to which the rest is brought by the angle's
+ * complement or by the difference to pi/4. */
+DILU_INLINE float dilu_atan(float x) {
+  float magnitude = dilu_from_bits(dilu_to_bits(x) & 0x7FFFFFFFu);
+  int far = magnitude > 2.41421356f, middle = (magnitude > 0.41421356f) & !far;
+  float top = dilu_select(far, -1.0f, dilu_select(middle, magnitude - 1.0f, magnitude));
+  float t = top / dilu_select(far, magnitude, dilu_select(middle, magnitude + 1.0f, 1.0f));
+  float z = t * t;
+  float p = 8.05374449538e-2f;
+  p = DILU_FMAF(p, z, -1.38776856032e-1f);
+  p = DILU_FMAF(p, z, 1.99777106478e-1f);
+  p = DILU_FMAF(p, z, -3.33329491539e-1f);
+  float angle = DILU_FMAF(p * z, t, t);
+  angle += dilu_select(far, 1.57079637f, dilu_select(middle, 0.785398185f, 0.0f));
+  return dilu_from_bits(dilu_to_bits(angle) | (dilu_to_bits(x) & 0x80000000u));
 }
 
 /* Rational minimax approximation on |x| <= 3.8325, beyond which f32 erf is +-1 (coefficients as in

@@ -116,6 +116,13 @@ DILU_INLINE int64_t dilu_pow_i64(int64_t base, int64_t exponent) {
   return out;
 }
 
+/* What is shifted out is gone: all of it where `by` is negative or large. */
+DILU_INLINE int64_t dilu_shift_left_i64(int64_t x, int64_t by) {
+  return (uint64_t)by > 63 ? 0 : (int64_t)((uint64_t)x << by);
+}
+DILU_INLINE int64_t dilu_shift_right_i64(int64_t x, int64_t by) {
+  return x >> ((uint64_t)by > 63 ? 63 : by);
+}
 DILU_INLINE int64_t dilu_abs_i64(int64_t x) { return x < 0 ? -x : x; }
 DILU_INLINE int64_t dilu_max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 DILU_INLINE int64_t dilu_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -49,6 +49,48 @@ def erf(x):
 
 
 @triton.jit
+def atan(x):
+    """Cephes atanf: an odd polynomial below tan(pi/8), to which the rest is brought by the
+    angle's complement or by the difference to pi/4."""
+    magnitude = tl.abs(x)
+    far = magnitude > 2.41421356
+    middle = (magnitude > 0.41421356) & (magnitude <= 2.41421356)
+    top = tl.where(far, -1.0, tl.where(middle, magnitude - 1.0, magnitude))
+    t = top / tl.where(far, magnitude, tl.where(middle, magnitude + 1.0, 1.0))
+    z = t * t
+    p = 8.05374449538e-2 * z - 1.38776856032e-1
+    p = p * z + 1.99777106478e-1
+    p = p * z - 3.33329491539e-1
+    angle = p * z * t + t
+    angle += tl.where(far, 1.57079637, tl.where(middle, 0.785398185, 0.0))
+    return tl.where(x < 0, -angle, angle)
+
+
+@triton.jit
+def atan_f64(x):
+    """Cephes atan: a rational function below 0.66, to which the rest is brought as above."""
+    magnitude = tl.abs(x)
+    far = magnitude > 2.414213562373095
+    middle = (magnitude > 0.66) & (magnitude <= 2.414213562373095)
+    top = tl.where(far, -1.0, tl.where(middle, magnitude - 1.0, magnitude))
+    t = top / tl.where(far, magnitude, tl.where(middle, magnitude + 1.0, 1.0))
+    z = t * t
+    p = z * -8.750608600031904122785e-1 - 1.615753718733365076637e1
+    p = p * z - 7.500855792314704667340e1
+    p = p * z - 1.228866684490136173410e2
+    p = p * z - 6.485021904942025371773e1
+    q = z + 2.485846490142306297962e1
+    q = q * z + 1.650270098316988542046e2
+    q = q * z + 4.328810604912902668951e2
+    q = q * z + 4.853903996359136964868e2
+    q = q * z + 1.945506571482613964425e2
+    quarters = tl.where(far, 2.0, tl.where(middle, 1.0, 0.0)).to(tl.float64)
+    angle = t * (z * p / q) + t + quarters * 3.061616997868382943e-17
+    angle = quarters * 0.7853981633974483 + angle
+    return tl.where(x < 0, -angle, angle)
+
+
+@triton.jit
 def quarter_turns(x):
     """Return how many quarter turns an angle is, and what is left, at most an eighth of a turn.
 
@@ -109,6 +151,45 @@ def power(x, y):
     power = tl.where(below, signed, magnitude)
     power = tl.where((exponent == 0) | (base == 1), 1.0, tl.where(base != base, base, power))
     return power.to(x.dtype)
+
+
+@triton.jit
+def round_even(x):
+    """The nearest whole number, the even one of two; a zero has the sign of x."""
+    down = tl.floor(x)
+    above = x - down
+    odd = tl.floor(down * 0.5) * 2.0 != down
+    whole = tl.where((above > 0.5) | ((above == 0.5) & odd), down + 1.0, down)
+    whole = tl.where(tl.abs(x) < float("inf"), whole, x)
+    return copy_sign(whole, x)
+
+
+@triton.jit
+def copy_sign(a, b):
+    """The size of the first with the sign bit of the second."""
+    INT: tl.constexpr = tl.int64 if a.dtype == tl.float64 else tl.int32
+    differ = (a.to(INT, bitcast=True) ^ b.to(INT, bitcast=True)) < 0
+    return tl.where(differ, -a, a)
+
+
+@triton.jit
+def multiplied(a, b):
+    return a * b
+
+
+@triton.jit
+def shift_left(a, b):
+    """What is shifted out is gone: all of it where b is negative or large."""
+    wide, by = a.to(tl.int64), b.to(tl.int64)
+    inside = (by >= 0) & (by < 64)
+    return tl.where(inside, wide << tl.where(inside, by, 0), 0)
+
+
+@triton.jit
+def shift_right(a, b):
+    """Rounded down; 0 or -1 where b is negative or large."""
+    wide, by = a.to(tl.int64), b.to(tl.int64)
+    return wide >> tl.where((by >= 0) & (by < 64), by, 63)
 
 
 @triton.jit
