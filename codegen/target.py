@@ -31,6 +31,8 @@ class Gpu:
     path a folder with a fork of it, and `packages` what pip installs there. `code`: which stages of
     its Triton are kept, first what a device loads, then text that its driver compiles; no stage
     after the last of them is run. `toolkit`: the version of whatever else makes the code.
+    `whole_reads`: what meets a product's sums has to be read in their shape, since its compiler
+    cannot spread a row or a column over them.
     """
 
     backend: str
@@ -45,6 +47,7 @@ class Gpu:
     packages: str = "triton"
     code: tuple[str, ...] = ()
     toolkit: str = ""
+    whole_reads: bool = False
 
     @property
     def kept(self) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ def _amd(arch: str, warp: int, shared_kb: int, *matrix: str) -> Target:
 _OLD = {"dot": F16, "triton": "3.2"}
 _NATIVE = {"decode": "native"}
 GPUS: tuple[Target, ...] = (
-    _nvidia(70, 96, "HMMA", **_OLD),
+    _nvidia(70, 96, "HMMA", **_OLD, whole_reads=True),
     _nvidia(75, 64, "HMMA", **_OLD),
     _nvidia(80, 163, "HMMA"),
     _nvidia(86, 99, "HMMA"),

@@ -166,8 +166,9 @@ def _emit_down(
     row = "tl.cast(tl.where(valid_, rows_, 0), tl.int64)"
     w.line(f"x_ = {hidden.name} + {row} * {emit_index(step.I, {}, 2)}")
     w.line(f"sums_, more_ = {_call(step, step.down, False, step.H, step.I, hidden, frame)}")
-    w.line(f"share_ = tl.load({step.routing.name} + rows_, mask=valid_, other=0.0)")
     w.line("columns_ = n_ * BN + tl.arange(0, BN)[None, :]")
+    own = "rows_ + columns_ * 0" if frame.gpu.whole_reads else "rows_"
+    w.line(f"share_ = tl.load({step.routing.name} + {own}, mask=valid_, other=0.0)")
     place = f"{outcome.name} + tl.cast(rows_, tl.int64) * {emit_index(step.H, {}, 2)}"
     mask = f"valid_ & (columns_ < {emit_index(step.H, {})})"
     w.line(f"tl.store({place} + columns_, sums_ * share_, mask={mask})")

@@ -197,6 +197,7 @@ def _emit_product(step: Matmul, frame: Frame, what: str, span: Range, parts: lis
         _store_parts(step, w, parts)
     else:
         scope = tile_scope(w, step.N, ("BM", "BN"), ragged=True)
+        scope = replace(scope, whole=frame.gpu.whole_reads)
         emit_epilogue(step.epilogue, scope, ["sums_", "more_"], batch="batch_")
     tiles = f"(({_printed(step.M)} + BM - 1) // BM) * (({_printed(step.N)} + BN - 1) // BN)"
     programs = dim(step.batch * cut)

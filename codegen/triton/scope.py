@@ -33,7 +33,8 @@ _TOKENS = 1 << 17  # a symbolic size is taken for at most this, when 32 bits hav
 @dataclass(frozen=True)
 class Scope:
     """`shape`: extents of the tile as text. `masks`: by axis, the name of the mask. `names`: text
-    of a name of the kernel IR. `axes`: what a name varies along, when it is not a scalar."""
+    of a name of the kernel IR. `axes`: what a name varies along, when it is not a scalar. `whole`:
+    what varies at all is read in the shape of the tile."""
 
     w: Writer
     shape: tuple[str, str]
@@ -41,6 +42,7 @@ class Scope:
     names: dict[str, str] = field(default_factory=dict)
     axes: dict[str, Axes] = field(default_factory=dict)
     here: Axes = ROWS
+    whole: bool = False
 
     def inner(self, columns: str, mask: str | None) -> Scope:
         """Return the scope within a loop over axis 1, of blocks of `columns`."""
@@ -108,7 +110,8 @@ class Scope:
         extra = None if e.mask is None else self.emit(e.mask)
         extra_axes = SCALAR if e.mask is None else self.axes_of(e.mask)
         axes = self._union(e.index)
-        place = self.place(e.buffer, e.index, axes | extra_axes)
+        wanted = self.here if self.whole and axes else axes | extra_axes
+        place = self.place(e.buffer, e.index, wanted)
         mask = self.mask(axes, extra)
         text = f"tl.load({place})" if mask is None else f"tl.load({place}, mask={mask}, other=0)"
         return load_text(e.buffer.dtype, text)

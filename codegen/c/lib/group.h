@@ -6,8 +6,8 @@
  * Formats narrower than f32 are decoded "in place": the code's exponent and mantissa bits are moved to
  * where f32 has them, without correcting the exponent's bias, which is the value times 2^-gap, exactly,
  * subnormals included. Packed activations carry a factor 2^64 (dilu_prescale), so that products are
- * normal numbers, and the rest of the gap is put into the block scale (dilu_remainder).
- * Activations must therefore be below 2^63; products lose nothing above 2^-93 times the scale.
+ * normal numbers, and sums are multiplied by the rest of the gap (dilu_remainder). Activations must
+ * therefore be below 2^63, also times a scale; products lose nothing above 2^-93 times the scale.
  *
  * The code for NaN or infinity is no such product. Kernels gather the largest magnitude byte per row
  * while they decode (dilu_flag), and do rows that hold a special code again, number by number.
