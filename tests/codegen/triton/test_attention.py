@@ -122,11 +122,11 @@ def deviation(module, case: Case, seed: int) -> float:
         return torch.from_numpy(rng.standard_normal(shape)).to(getattr(torch, dtype))
 
     q = some(case.q, T, hq, dk)
-    keys = some(case.cache, S * P, case.page, hkv, dk)
-    values = keys if case.same else some(case.cache, S * P, case.page, hkv, dvx)
+    keys = some(case.cache, S * P, hkv, case.page, dk)
+    values = keys if case.same else some(case.cache, S * P, hkv, case.page, dvx)
     unused = torch.from_numpy(unread(case, positions, sequence, pages))
-    keys[unused] = float("nan")
-    values[unused] = float("nan")
+    keys.transpose(1, 2)[unused] = float("nan")
+    values.transpose(1, 2)[unused] = float("nan")
     wide = [x.double().numpy() for x in (q, keys, values)]
     op = Attention(scale=0.25, value_dim=dv, window=case.window or None)
     alive = positions >= 0
