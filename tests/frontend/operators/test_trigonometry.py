@@ -62,12 +62,13 @@ def test_f64():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow(dtype):
-    """Rounded once. (A product of many is not, and a NaN's sign is lost in the reference.)"""
+    """To the last place: f32 is rounded, which may lie beside a tie of f64. (A product of many is
+    rounded more often, and a NaN's sign is lost in the reference.)"""
     functions = {
         n: f for n, f in FUNCTIONS.items() if not n.startswith(("prod", "copysign", "signbit"))
     }
     oracles = {n: wide(f) for n, f in functions.items()}
-    compare(functions, [numbers().to(dtype)], 2**-8, oracles=oracles)
+    compare(functions, [numbers().to(dtype)], 2**-7, oracles=oracles)
 
 
 def test_decimals():
