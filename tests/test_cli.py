@@ -495,7 +495,11 @@ def test_control_c_prints_what_there_is(toy, tmp_path):
     assert process.stdout is not None
     process.stdout.read(1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    try:
+        _, err = process.communicate(timeout=20)
+    except subprocess.TimeoutExpired:  # Python drops an interrupt that meets a finalizer
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert err.startswith("interrupted; prompt 3 tokens")
     assert len(err.splitlines()) == 1
