@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from .. import plugins
 from ..errors import DiluError
 from ..ir.dtypes import BF16, F16, F32
 from ..runtime.cpu.features import features
@@ -89,13 +90,7 @@ def other_targets() -> list[str]:
 
 
 def _plugged_in(point: EntryPoint) -> Target:
-    try:
-        target = point.load()()
-    except Exception as error:  # whatever another package does when it is imported
-        raise DiluError(
-            f"the package that brings the target {point.name} cannot be loaded: {error}",
-            hint=f"it is {point.value}",
-        ) from error
+    target = plugins.make(point, f"the target {point.name}")
     if not isinstance(target, Target):
         raise DiluError(f"{point.value} returned no Target for {point.name}")
     return target

@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from .. import plugins
 from ..errors import DiluError
 from ..options import Options
 from ..runtime.progress import Progress
@@ -37,13 +38,7 @@ def _checked(door: Door, name: str) -> Door:
 
 
 def _plugged_in(point: EntryPoint) -> Door:
-    try:
-        door = point.load()()
-    except Exception as error:  # whatever another package does when it is imported
-        raise DiluError(
-            f"the package that brings the door {point.name} cannot be loaded: {error}",
-            hint=f"it is {point.value}",
-        ) from error
+    door = plugins.make(point, f"the door {point.name}")
     return _checked(door, f"what {point.value} returns")
 
 

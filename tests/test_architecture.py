@@ -100,12 +100,14 @@ def test_ir_rests_on_element_types_errors_and_knobs_alone():
 MAY_IMPORT = {
     "ir": ("element_types", "errors", "knobs"),
     "passes": ("errors", "knobs", "ir"),
-    "codegen": ("errors", "knobs", "ir", "runtime.progress", "runtime.cpu.features"),
+    "codegen": ("errors", "knobs", "plugins", "ir", "runtime.progress", "runtime.cpu.features"),
     "planner": (
         "errors", "knobs", "options", "ir.mesh", "ir.types", "codegen.kernel_ir",
         "runtime.artifact", "runtime.mesh.shard", "runtime.mesh.wire",
     ),
-    "frontend": ("errors", "options", "ir", "runtime.artifact.manifest", "runtime.progress"),
+    "frontend": (
+        "errors", "options", "plugins", "ir", "runtime.artifact.manifest", "runtime.progress",
+    ),
     "frontend.formats": ("errors", "ir"),
     "frontend.operators": ("element_types", "errors", "ir"),
     "frontend.checkpoint": ("element_types", "errors", "ir", "frontend.formats"),
@@ -127,8 +129,8 @@ MAY_IMPORT = {
         "runtime.progress",
     ),
     "runtime.gpu": (
-        "element_types", "errors", "knobs", "runtime.artifact", "runtime.call", "runtime.mesh",
-        "runtime.buckets", "runtime.choice", "runtime.progress",
+        "element_types", "errors", "knobs", "plugins", "runtime.artifact", "runtime.call",
+        "runtime.mesh", "runtime.buckets", "runtime.choice", "runtime.progress",
     ),
 }  # fmt: skip
 
@@ -259,7 +261,7 @@ def test_every_room_has_a_name():
 def test_the_root_holds_only_the_modules_meant_to_be_there():
     meant = {
         "__init__", "__main__", "calibrate", "cli", "compiler", "element_types", "errors", "knobs",
-        "options", "packing", "planning", "version",
+        "options", "packing", "planning", "plugins", "version",
     }  # fmt: skip
     assert {file.stem for file in TREES if len(file.parts) == 1} <= meant
 

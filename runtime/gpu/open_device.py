@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
+from ... import plugins
 from ...errors import DiluError
 from .device import Device
 
@@ -73,14 +74,8 @@ def find_devices(backend: str) -> tuple[list[Device], str | None]:
 
 
 def _plugged_in(backend: str) -> Opener:
-    points = entry_points(group=ENTRY_POINTS, name=backend)
-    if not points:
+    point = next(iter(entry_points(group=ENTRY_POINTS, name=backend)), None)
+    if point is None:
         known = ", ".join(["cpu", *backends()])
         raise DiluError(f"there is no kind of device {backend!r}", hint=f"there are: {known}")
-    try:
-        return next(iter(points)).load()
-    except Exception as error:  # whatever another package does when it is imported
-        raise DiluError(
-            f"the package that brings devices {backend!r} cannot be loaded: {error}",
-            hint=f"it is {next(iter(points)).value}",
-        ) from error
+    return plugins.load(point, f"devices {backend!r}")
