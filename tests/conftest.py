@@ -1,18 +1,21 @@
-"""What all tests share: golden texts, and the flag that updates them."""
+"""What all tests share: random numbers that can be drawn again, golden texts and their flag."""
 
 from __future__ import annotations
 
 import difflib
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 # Time is no property of what is tested: a busy machine, or the first call, may take seconds.
 settings.register_profile("dilu", deadline=None)
-settings.load_profile("dilu")
+settings.register_profile("dilu again", deadline=None, derandomize=True)
 
 # Artifacts made by hand, a driver without a device, and captures that are kept.
 pytest_plugins = ["toy", "fake_gpu", "captured_once"]
@@ -47,9 +50,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write the golden texts anew (not in CI)"
     )
+    parser.addoption(
+        "--seed", type=int, default=0, help="draw other random inputs, the same for the same number"
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"random inputs: --seed {config.getoption('--seed')}"
+
+
+def seed_of(item: pytest.Item) -> int:
+    """Return a number of the test's own: what it draws does not depend on what ran before it."""
+    return zlib.crc32(f"{item.config.getoption('--seed')} {item.nodeid}".encode())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seed what draws without being given a generator, before any fixture does."""
+    torch.manual_seed(seed_of(item))
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Return a source of random inputs, as `--seed` says."""
+    return np.random.default_rng(seed_of(request.node))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("dilu" if config.getoption("--seed") else "dilu again")
     if config.getoption("--update-golden") and os.environ.get("CI"):
         raise pytest.UsageError("golden texts are not updated in CI: do it at home, and look at it")
     config.option.loadscopereorder = False  # pytest-xdist's order is by the number of tests

@@ -24,7 +24,7 @@ def numbers(t: torch.dtype, step: int) -> torch.Tensor:
     """Return all numbers of a type of at most 16 bits; of wider ones those where rounding to a
     narrower one, or running over, changes what becomes of them, and random ones. With a `step`,
     each so-many-th of those of more than 8 bits."""
-    first = np.random.default_rng().integers(step)
+    first = int(torch.randint(step, ()))
     if t == torch.bool:
         return torch.tensor([False, True])
     if t.itemsize == 1:
@@ -41,14 +41,13 @@ def floats() -> torch.Tensor:
     those in f32 and in f64."""
     narrow = np.concatenate([decode_table(t) for t in (F8E4M3, F8E5M2, F8E8M0)])
     wider = np.concatenate([decode_table(t)[::13] for t in (F16, BF16)])
-    rng = np.random.default_rng()
     middles = []
     for values in (narrow, wider):
         finite = np.unique(values[np.isfinite(values)])
         middles += [finite, (finite[1:] + finite[:-1]) / 2]
     near = [m * (1 + sign * 2.0**p) for m in middles for sign in (-1, 1) for p in (-23, -40)]
-    random = rng.normal(size=2000) * 10 ** rng.uniform(-10, 25, 2000)
-    return torch.from_numpy(np.concatenate([*middles, *near, random]))
+    random = torch.randn(2000) * 10 ** (torch.rand(2000, dtype=torch.float64) * 35 - 10)
+    return torch.cat([torch.from_numpy(np.concatenate([*middles, *near])), random])
 
 
 def integers(t: torch.dtype) -> torch.Tensor:

@@ -119,11 +119,6 @@ def lib(request, library):
     return library(request.param)
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng()
-
-
 # ---- formats --------------------------------------------------------------------------------
 
 

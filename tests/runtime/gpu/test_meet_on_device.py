@@ -105,8 +105,8 @@ def test_sums(shape, kind):
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8"])
-def test_gathering(dtype):
-    xs = np.random.default_rng().integers(0, 200, (3, 4, 5)).astype(dtype)
+def test_gathering(dtype, rng):
+    xs = rng.integers(0, 200, (3, 4, 5)).astype(dtype)
     outs, _ = collected(xs, step_of(True, xs.itemsize, False), (4, 3, 5))
     for out in outs:
         np.testing.assert_array_equal(out, xs.transpose(1, 0, 2))

@@ -11,8 +11,7 @@ from dilu.runtime.mesh import wire
 
 
 @pytest.fixture
-def rows():
-    rng = np.random.default_rng()
+def rows(rng):
     scale = 10.0 ** rng.integers(-20, 20, (37, 1))
     return (rng.standard_normal((37, 53)) * scale).astype(np.float32)
 
